@@ -1,0 +1,99 @@
+"""How a dense architecture's tensors become its mixture's: a table, one row a family.
+
+On-disk names are those of Hugging Face and are part of signed formats: keep them exact.
+A second family (qwen3 to qwen3_moe, llama to mixtral) adds a row when it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+"""A gated feed-forward block: ``down(silu(gate(x)) * up(x))``."""
+
+OWNER_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+RESERVED_NAMES = frozenset({"anchor", "all", "shared", "router", "context", "public"})
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one architecture, dense and mixed."""
+
+    dense_type: str
+    dense_class: str
+    mixture_type: str
+    mixture_class: str
+
+    def dense(self, layer: int, matrix: str) -> str:
+        """A feed-forward matrix in the dense checkpoint."""
+        return f"model.layers.{layer}.mlp.{matrix}.weight"
+
+    def mixed(self, layer: int, slot: int, matrix: str) -> str:
+        """The same matrix of the expert in ``slot`` of a release."""
+        return f"model.layers.{layer}.mlp.experts.{slot}.{matrix}.weight"
+
+    def gate(self, layer: int) -> str:
+        """The router's token rows of a layer, ``[experts, width]``."""
+        return f"model.layers.{layer}.mlp.gate.weight"
+
+
+OLMO2 = Family("olmo2", "Olmo2ForCausalLM", "flex_olmo", "FlexOlmoForCausalLM")
+FAMILIES = {OLMO2.dense_type: OLMO2}
+
+
+def weight(layer: int, matrix: str) -> str:
+    """A full expert's matrix in a bundle: ``[hidden, width]``, or ``[width, hidden]`` for down."""
+    return f"layers.{layer}.mlp.{matrix}.weight"
+
+
+def delta_in(layer: int, matrix: str) -> str:
+    """A low-rank expert's factor on the input side, ``[rank, in]``: W = W_anchor + out @ in."""
+    return f"layers.{layer}.mlp.{matrix}.delta_in"
+
+
+def delta_out(layer: int, matrix: str) -> str:
+    """A low-rank expert's factor on the output side, ``[out, rank]``."""
+    return f"layers.{layer}.mlp.{matrix}.delta_out"
+
+
+def context_row(layer: int) -> str:
+    """The row that reads the running mean over the document, ``[width]``, temperature folded in."""
+    return f"layers.{layer}.router.context"
+
+
+def token_row(layer: int) -> str:
+    """The row that reads one token's state, ``[width]``: what stock checkpoints route with."""
+    return f"layers.{layer}.router.token"
+
+
+def matrix_shape(matrix: str, width: int, hidden: int) -> tuple[int, int]:
+    """``[out, in]`` of a feed-forward matrix."""
+    return (width, hidden) if matrix == "down_proj" else (hidden, width)
+
+
+def expert_shapes(
+    num_layers: int, width: int, hidden: int, rank: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Every tensor a bundle must hold, with its shape: exactly these, no more and no fewer."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(num_layers):
+        for matrix in MATRICES:
+            rows, columns = matrix_shape(matrix, width, hidden)
+            if rank is None:
+                shapes[weight(layer, matrix)] = (rows, columns)
+            else:
+                shapes[delta_in(layer, matrix)] = (rank, columns)
+                shapes[delta_out(layer, matrix)] = (rows, rank)
+        shapes[context_row(layer)] = (width,)
+        shapes[token_row(layer)] = (width,)
+    return shapes
+
+
+def owner_problem(name: str) -> str | None:
+    """Why ``name`` cannot be an owner's name, or None. It becomes file names and model ids."""
+    if name in RESERVED_NAMES:
+        return f"{name!r} has a meaning of its own"
+    if not OWNER_PATTERN.fullmatch(name):
+        return "use lower-case letters, digits, '-' and '_', at most 63, such as 'city-hospital'"
+    return None

@@ -1,0 +1,252 @@
+"""Files as the rooms hand them to each other: canonical JSON, digests, atomic writes, links.
+
+Every function that reads takes a limit, so that no file can make us allocate what it likes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from moiety.errors import FormatError, IntegrityError, StateError
+
+PAPER_MAX_BYTES = 64 * 2**20
+"""No JSON paper is larger: an anchor with 10,000 tensors needs about 3 MB."""
+
+_BLOCK_BYTES = 4 * 2**20
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte form of a JSON value: sorted keys, no spaces, UTF-8, no NaN, final newline.
+
+    Source: the idea of RFC 8785; numbers are written as Python writes them (shortest round trip).
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8") + b"\n"
+
+
+def parse_json(data: bytes, where: str | Path) -> Any:
+    """Hostile bytes to a JSON value. Refuses duplicate keys, NaN, and anything but UTF-8.
+
+    Raises:
+        FormatError: with the place, whatever is wrong with the bytes.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return seen
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not JSON: {error}", where=where) from error
+
+
+def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> bytes:
+    """The bytes of a regular file, refused before reading when it is larger than ``max_bytes``.
+
+    Raises:
+        FormatError: too large, a link, a device, or not there.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise FormatError(f"cannot open: {error.strerror}", where=path) from error
+    with os.fdopen(handle, "rb") as file:
+        check_regular(path)
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise FormatError(f"{size:,} bytes, the limit is {max_bytes:,}", where=path)
+        data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise FormatError(f"grew past its limit of {max_bytes:,} bytes", where=path)
+        return data
+
+
+def check_regular(path: Path) -> None:
+    """Raises ``FormatError`` unless ``path`` is a plain file and not a link."""
+    if path.is_symlink() or not path.is_file():
+        raise FormatError("not a regular file", where=path)
+
+
+def list_files(folder: Path, max_files: int = 100_000) -> list[str]:
+    """Every file below ``folder`` as sorted POSIX paths, links and special files refused.
+
+    Raises:
+        IntegrityError: a link, a device, an empty folder, or more than ``max_files`` entries.
+    """
+    found: list[str] = []
+    for parent, folders, names in os.walk(folder, followlinks=False):
+        for name in [*folders, *names]:
+            path = Path(parent) / name
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise IntegrityError("a link or special file, only plain files allowed", where=path)
+        if not folders and not names:
+            raise IntegrityError("an empty folder, which nothing accounts for", where=parent)
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
+        if len(found) > max_files:
+            raise IntegrityError(f"more than {max_files:,} files", where=folder)
+    return sorted(found)
+
+
+def check_relative(name: str, where: str | Path) -> None:
+    """Raises ``FormatError`` unless ``name`` is a plain relative POSIX path with no tricks in it."""
+    path = PurePosixPath(name)
+    plain = name == path.as_posix() and not path.is_absolute() and "\\" not in name
+    if not name or not plain or any(part in ("..", ".") for part in path.parts):
+        raise FormatError(f"not a plain relative path: {name!r}", where=where)
+    if any(ord(char) < 32 for char in name):
+        raise FormatError("a control character in a path", where=where)
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """SHA-256, 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Writes ``data`` beside ``path``, flushes it to the disk, then renames: whole or not at all.
+
+    A ``private`` file can be read by its owner alone (mode 0600).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not private:
+            _widen(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder that appears at ``path`` whole, or not at all.
+
+    Yields a hidden folder beside ``path`` to fill. On success it is renamed to ``path``; on any
+    error it is removed. With ``replace`` an existing folder at ``path`` is swapped out and removed
+    after the new one stands.
+
+    Raises:
+        StateError: something is at ``path`` already, or the disk is full.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not replace and not (path.is_dir() and not any(path.iterdir())):
+        raise StateError("exists already", where=path, remedy="name a new folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        for name in list_files(folder):
+            _widen(folder / name)
+        _sync_tree(folder)
+        _swap_in(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StateError("no space left", where=path, remedy="free space; retry") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap_in(folder: Path, path: Path) -> None:
+    old = None
+    if path.exists():
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+        os.replace(path, old)
+    os.replace(folder, path)
+    _sync_folder(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> str:
+    """Puts ``source``'s content at ``target``: hard link, else a copy. Returns which of the two.
+
+    A link into a content store (the hub's cache) is resolved first, so the target is a plain file.
+    """
+    source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        copy_range(source, target)
+        return "copied"
+    return "linked"
+
+
+def copy_range(source: Path, target: Path) -> None:
+    """Copies a file inside the kernel; on XFS and btrfs that shares the blocks (a reflink)."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        left = os.fstat(reader.fileno()).st_size
+        while left > 0:
+            done = _copy_some(reader.fileno(), writer.fileno(), left)
+            if done == 0:
+                raise StateError("the file became shorter while it was copied", where=source)
+            left -= done
+
+
+def _copy_some(reader: int, writer: int, left: int) -> int:
+    try:
+        return os.copy_file_range(reader, writer, min(left, 2**30))
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return os.write(writer, os.read(reader, _BLOCK_BYTES))
+
+
+def _widen(path: Path) -> None:
+    # mkstemp and safetensors make 0600; papers are meant to be read by other users too.
+    mask = os.umask(0)
+    os.umask(mask)
+    if path.stat().st_nlink == 1:
+        path.chmod(0o666 & ~mask)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(Path(parent) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        _sync_folder(Path(parent))
