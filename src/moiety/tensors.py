@@ -78,6 +78,20 @@ class TensorFile:
             yield want[:done]
             at += done
 
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytearray:
+        """Exactly ``num_bytes`` of the tensor, from ``offset`` in it."""
+        span = self.spans[name]
+        if offset < 0 or num_bytes < 0 or offset + num_bytes > span.num_bytes:
+            raise ValueError(f"no bytes {offset}..{offset + num_bytes} in {name}")
+        data = bytearray(num_bytes)
+        view, at = memoryview(data), 0
+        while at < num_bytes:
+            done = os.preadv(self._file.fileno(), [view[at:]], span.begin + offset + at)
+            if done <= 0:
+                raise IntegrityError("the file became shorter while it was read", where=self.path)
+            at += done
+        return data
+
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """One whole tensor as float32 (floating dtypes) or as its integer dtype."""
         span = self.spans[name]
@@ -92,7 +106,7 @@ class TensorFile:
         return state.hexdigest()
 
 
-def decode(raw: bytes | memoryview, dtype: str) -> np.ndarray[Any, Any]:
+def decode(raw: bytes | bytearray | memoryview, dtype: str) -> np.ndarray[Any, Any]:
     """Bytes to a flat array; every floating dtype comes out as float32 (float64 stays)."""
     if dtype == "BF16":
         wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
@@ -205,7 +219,7 @@ def write_tensors(path: Path, plans: list[TensorPlan]) -> dict[str, str]:
     Returns:
         the SHA-256 of each tensor's bytes, by name.
     """
-    header = _header_bytes(plans)
+    header = header_bytes(plans)
     digests: dict[str, str] = {}
     with path.open("wb") as file:
         file.write(header)
@@ -221,7 +235,8 @@ def write_tensors(path: Path, plans: list[TensorPlan]) -> dict[str, str]:
     return digests
 
 
-def _header_bytes(plans: list[TensorPlan]) -> bytes:
+def header_bytes(plans: list[TensorPlan]) -> bytes:
+    """What a file of these tensors begins with; data follows at a multiple of 4096 bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for plan in plans:
