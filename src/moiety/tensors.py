@@ -105,6 +105,14 @@ class TensorFile:
             state.update(block)
         return state.hexdigest()
 
+    def digest_file(self) -> str:
+        """SHA-256 of the whole file, header and all, through the handle that is open."""
+        state, buffer, at = hashlib.sha256(), bytearray(BLOCK_BYTES), 0
+        while done := os.preadv(self._file.fileno(), [buffer], at):
+            state.update(memoryview(buffer)[:done])
+            at += done
+        return state.hexdigest()
+
 
 def decode(raw: bytes | bytearray | memoryview, dtype: str) -> np.ndarray[Any, Any]:
     """Bytes to a flat array; every floating dtype comes out as float32 (float64 stays)."""
@@ -117,7 +125,7 @@ def decode(raw: bytes | bytearray | memoryview, dtype: str) -> np.ndarray[Any, A
 
 
 def encode(array: np.ndarray[Any, Any], dtype: str) -> bytes:
-    """Float32 array to bytes of ``dtype`` (``F32``, ``F16`` or ``BF16``, rounded to nearest even)."""
+    """Float32 array to bytes of ``dtype`` (``F32``, ``F16``, ``BF16``; to nearest even)."""
     if dtype == "F32":
         return array.astype("<f4").tobytes()
     if dtype == "F16":
@@ -128,7 +136,9 @@ def encode(array: np.ndarray[Any, Any], dtype: str) -> bytes:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 
 
-def open_tensors(path: Path, max_bytes: int | None = None) -> TensorFile:
+def open_tensors(
+    path: Path, max_bytes: int | None = None, *, max_header_bytes: int = HEADER_MAX_BYTES
+) -> TensorFile:
     """Opens a safetensors file after checking every byte of its header.
 
     Raises:
@@ -143,16 +153,16 @@ def open_tensors(path: Path, max_bytes: int | None = None) -> TensorFile:
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
             raise FormatError(f"{size:,} bytes, the limit is {max_bytes:,}", where=path)
-        spans = _read_header(file, size, path)
+        spans = _read_header(file, size, path, max_header_bytes)
     except BaseException:
         file.close()
         raise
     return TensorFile(path, file, spans)  # type: ignore[arg-type]
 
 
-def _read_header(file: Any, size: int, path: Path) -> dict[str, TensorSpan]:
+def _read_header(file: Any, size: int, path: Path, max_header_bytes: int) -> dict[str, TensorSpan]:
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(HEADER_MAX_BYTES, size - 8):
+    if size < 8 or length > min(max_header_bytes, size - 8):
         raise FormatError("header length does not fit the file", where=path)
     raw = file.read(length)
     if len(raw) != length:

@@ -1,0 +1,95 @@
+"""What is measured of tensors nobody trusts: digest and norm in one pass, products, captures.
+
+All of it in blocks of a few megabytes and numpy alone. SHA-256 and dot products release the
+interpreter lock, so two threads really are two.
+
+Dimensions: N probe positions, D width, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from moiety.errors import IntegrityError, PolicyError
+from moiety.tensors import ITEM_BYTES, TensorFile, decode
+
+_THREADS = 2
+_SLAB_COLUMNS = 4096
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One tensor: SHA-256 of its bytes, Frobenius norm of its values."""
+
+    sha256: str
+    norm: float
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
+    """``work`` on every job by two threads; results, and the first failure, in the jobs' order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, jobs))
+
+
+def measure_tensor(tensors: TensorFile, name: str, *, exact: bool = False) -> Measured:
+    """Digest and norm of a floating tensor.
+
+    ``exact`` sums in float64, so that every machine gets the same leading digits.
+
+    Raises:
+        PolicyError: a value is NaN, infinite, or so large that its square is.
+    """
+    span = tensors.spans[name]
+    wide = np.float64 if exact else np.float32
+    state, squares = hashlib.sha256(), 0.0
+    for block in tensors.blocks(name):
+        state.update(block)
+        if len(block) % ITEM_BYTES[span.dtype]:
+            raise IntegrityError("the file became shorter while it was read", where=tensors.path)
+        values = decode(block, span.dtype).astype(wide, copy=False)
+        with np.errstate(all="ignore"):
+            squares += float(np.dot(values, values))
+        if not math.isfinite(squares):
+            raise PolicyError(
+                "holds a value that is NaN, infinite or absurdly large",
+                where=f"{tensors.path}: {name}",
+            )
+    return Measured(state.hexdigest(), math.sqrt(squares))
+
+
+def product_norm(tensors: TensorFile, out_name: str, in_name: str) -> float:
+    """Frobenius norm of ``out @ in`` without the product: sqrt(trace(outᵀout · in inᵀ)).
+
+    Needs the memory of one factor and of two [R, R] matrices in float64.
+    """
+    in_RD = tensors.read(in_name)
+    rank = in_RD.shape[0]
+    gram_in = np.zeros((rank, rank))
+    for at in range(0, in_RD.shape[1], _SLAB_COLUMNS):
+        slab = in_RD[:, at : at + _SLAB_COLUMNS].astype(np.float64)
+        gram_in += slab @ slab.T
+    gram_out = np.zeros((rank, rank))
+    out_DR = tensors.read(out_name)
+    for at in range(0, out_DR.shape[0], _SLAB_COLUMNS):
+        slab = out_DR[at : at + _SLAB_COLUMNS].astype(np.float64)
+        gram_out += slab.T @ slab
+    # Both are symmetric, so the trace of their product is the sum of elementwise products;
+    # rounding may leave a true zero slightly negative.
+    return math.sqrt(max(0.0, float(np.sum(gram_out * gram_in))))
+
+
+def captured_share(probe_ND: np.ndarray[Any, Any], row_D: np.ndarray[Any, Any]) -> float:
+    """Mean of sigmoid(h·r): the share of public text a row would take from the anchor."""
+    with np.errstate(all="ignore"):
+        logits_N = probe_ND.astype(np.float64) @ row_D.astype(np.float64)
+        return float(np.mean(0.5 * (1.0 + np.tanh(0.5 * logits_N))))

@@ -1,0 +1,163 @@
+"""From a finished run to a bundle that may leave the house.
+
+Nothing of the run goes out but what is written here by name: tensors, sizes, the recipe, the
+public metric rounded to 3 decimals, and a coarse size of the text. No seed, no loss, no count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moiety.bundle.anchors import AnchorFacts
+from moiety.bundle.card import render_card
+from moiety.bundle.manifests import CARD, MANIFEST, SIGNATURE, WEIGHTS
+from moiety.bundle.papers import (
+    FileFacts,
+    Manifest,
+    PrivacyStatement,
+    PublicBits,
+    PublicProbe,
+    Recipe,
+    RunPaper,
+    TensorFacts,
+    Terms,
+    TextSize,
+    paper_bytes,
+    parse_paper,
+)
+from moiety.bundle.signing import key_id, load_key, sign_envelope
+from moiety.bundle.verify import verify_bundle
+from moiety.bundle.weights import check_header
+from moiety.errors import StateError
+from moiety.files import digest_bytes, digest_file, new_folder, read_limited
+from moiety.tensors import TensorFile, TensorPlan, open_tensors, write_tensors
+
+_NO_PRIVACY = (
+    "Trained without differential privacy. An expert can remember parts of the text it was "
+    "trained on; audit it before you send it."
+)
+
+
+def pack(
+    run: Path,
+    key: Path,
+    out: Path,
+    *,
+    terms: Terms | None = None,
+    disclose_counts: bool = False,
+    anchor: AnchorFacts | None = None,
+) -> str:
+    """Packs and signs a finished run; the folder ``out`` appears whole, and verified, or not.
+
+    With ``anchor`` the bundle must also pass what a coordinator will check against it.
+
+    Returns:
+        the bundle's digest (of ``manifest.json``).
+
+    Raises:
+        StateError: the run is not finished, was changed since, or ``out`` exists.
+        PolicyError: no coordinator would take the expert (NaN, norms, expired terms).
+    """
+    secret = load_key(key)
+    paper = _read_run(run)
+    with new_folder(out) as folder:
+        with open_tensors(run / WEIGHTS) as source:
+            check_header(source, paper.shapes())
+            tensors = _copy_sorted(source, folder / WEIGHTS)
+        manifest = _write_manifest(folder, paper, tensors, terms or Terms(), disclose_counts)
+        (folder / SIGNATURE).write_bytes(sign_envelope(manifest, "expert", secret))
+        own = {key_id(secret.public_key())}
+        verify_bundle(folder, anchor=anchor, keys=own).close()
+    return digest_bytes(manifest)
+
+
+def _read_run(run: Path) -> RunPaper:
+    for name in ("run.json", WEIGHTS):
+        if not (run / name).is_file():
+            raise StateError(
+                f"not a finished run: {name} is missing",
+                where=run,
+                remedy="finish it with 'moiety train'; a stopped run resumes",
+            )
+    paper = parse_paper(RunPaper, read_limited(run / "run.json"), run / "run.json")
+    weights = run / WEIGHTS
+    if weights.stat().st_size != paper.expert.bytes or digest_file(weights) != paper.expert.sha256:
+        raise StateError("the expert changed since the run ended", where=weights)
+    if paper.private:
+        # Fail closed: a promise of privacy must come with the ledger that proves it.
+        raise StateError("a private run needs a ledger, which this version cannot pack", where=run)
+    return paper
+
+
+def _copy_sorted(source: TensorFile, path: Path) -> dict[str, TensorFacts]:
+    spans = [source.spans[name] for name in sorted(source.spans)]
+    plans = [
+        TensorPlan(span.name, span.dtype, span.shape, source.blocks(span.name)) for span in spans
+    ]
+    digests = write_tensors(path, plans)
+    return {
+        span.name: TensorFacts.model_validate(
+            {"dtype": span.dtype, "shape": span.shape, "sha256": digests[span.name]}
+        )
+        for span in spans
+    }
+
+
+def _write_manifest(
+    folder: Path,
+    run: RunPaper,
+    tensors: dict[str, TensorFacts],
+    terms: Terms,
+    disclose_counts: bool,
+) -> bytes:
+    weights = FileFacts(
+        bytes=(folder / WEIGHTS).stat().st_size, sha256=digest_file(folder / WEIGHTS)
+    )
+    public = run.result.public
+    draft = Manifest(
+        owner=run.owner,
+        anchor=run.anchor,
+        family=run.family,
+        num_layers=run.num_layers,
+        width=run.width,
+        hidden=run.hidden,
+        rank=run.rank,
+        tensors=tensors,
+        files={WEIGHTS: weights},
+        terms=terms,
+        recipe=_recipe(run),
+        text_size=text_size(run.text.bytes),
+        text=run.text if disclose_counts else None,
+        privacy=PrivacyStatement(differential_privacy=False, statement=_NO_PRIVACY),
+        probe=PublicProbe(
+            public_bits_per_byte=PublicBits(
+                anchor=round(public.anchor, 3), pair=round(public.pair, 3)
+            )
+        ),
+    )
+    card = render_card(draft).encode("utf-8")
+    (folder / CARD).write_bytes(card)
+    card_facts = FileFacts(bytes=len(card), sha256=digest_bytes(card))
+    whole = draft.model_copy(update={"files": {**draft.files, CARD: card_facts}})
+    data = paper_bytes(whole)
+    (folder / MANIFEST).write_bytes(data)
+    return data
+
+
+def _recipe(run: RunPaper) -> Recipe:
+    named = ("moiety", "torch", "transformers")
+    versions = {name: run.versions[name] for name in named if name in run.versions}
+    return Recipe.model_validate({"rank": run.rank, "versions": versions})
+
+
+def text_size(num_bytes: int) -> TextSize:
+    """The coarse size a manifest tells: which power of ten, and no more."""
+    steps: list[tuple[int, TextSize]] = [
+        (10**6, "under 1 MB"),
+        (10**7, "1-10 MB"),
+        (10**8, "10-100 MB"),
+        (10**9, "100 MB-1 GB"),
+        (10**10, "1-10 GB"),
+        (10**11, "10-100 GB"),
+    ]
+    return next((name for limit, name in steps if num_bytes < limit), "over 100 GB")

@@ -1,0 +1,215 @@
+"""Judging an expert's weights: digests, finite values, norms, and how much its rows capture.
+
+The limits are part of the format (``docs/formats.md``); each is far from what honest training
+gives, and near enough that one hostile expert cannot take over a release unseen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from moiety.bundle.anchors import PROBE, AnchorFacts
+from moiety.bundle.manifests import WEIGHTS
+from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
+from moiety.bundle.papers import Manifest
+from moiety.errors import FormatError, IntegrityError, PolicyError
+from moiety.family import (
+    FAMILIES,
+    MATRICES,
+    context_row,
+    delta_in,
+    delta_out,
+    token_row,
+    weight,
+)
+from moiety.tensors import TensorFile, open_tensors
+
+NORM_RATIO_MAX = 8.0
+"""A matrix may be at most this much larger or smaller than the anchor's same matrix."""
+
+FACTOR_NORM_MAX = 1e4
+"""A low-rank factor's norm, times the anchor's matrix where that is larger than one."""
+
+LOGIT_MAX = 1e4
+"""Largest logit a row could give on the probe; honest rows stay below 100."""
+
+CAPTURE_MAX = 0.9
+CAPTURE_FLAG = 0.5
+PROBE_POSITIONS_MAX = 512
+
+_ROWS = {"context": context_row, "token": token_row}
+
+
+def open_weights(path: Path, manifest: Manifest) -> TensorFile:
+    """Opens ``expert.safetensors`` if its size, header and order are those the manifest implies."""
+    size = manifest.files[WEIGHTS].bytes
+    tensors = open_tensors(path, size, max_header_bytes=8192 + 512 * len(manifest.tensors))
+    try:
+        check_header(tensors, manifest.shapes())
+        _check_layout(tensors, manifest)
+    except BaseException:
+        tensors.close()
+        raise
+    return tensors
+
+
+def _check_layout(tensors: TensorFile, manifest: Manifest) -> None:
+    if max(span.end for span in tensors.spans.values()) != manifest.files[WEIGHTS].bytes:
+        raise IntegrityError("not of the size the manifest says", where=tensors.path)
+    for name, claim in manifest.tensors.items():
+        if tensors.spans[name].dtype != claim.dtype:
+            raise IntegrityError(f"{name} has not the signed dtype", where=tensors.path)
+    names = sorted(manifest.tensors)
+    if sorted(names, key=lambda name: tensors.spans[name].begin) != names:
+        raise FormatError("tensors do not lie in the order of their names", where=tensors.path)
+
+
+def check_header(tensors: TensorFile, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises ``IntegrityError`` unless the file holds exactly these tensors in these shapes."""
+    for name in sorted(shapes.keys() ^ tensors.spans.keys()):
+        raise IntegrityError(f"a tensor too many or too few: {name[:200]!a}", where=tensors.path)
+    for name, shape in shapes.items():
+        if tensors.spans[name].shape != shape:
+            raise IntegrityError(f"{name} has not the shape {list(shape)}", where=tensors.path)
+
+
+def check_weights(tensors: TensorFile, manifest: Manifest, anchor: AnchorFacts | None) -> list[str]:
+    """Reads every byte of the weights. Returns what a person should know of them.
+
+    Raises:
+        IntegrityError: a digest is not the signed one.
+        PolicyError: a value, a norm or a row is not acceptable.
+    """
+    norms = _check_digests(tensors, manifest)
+    if anchor is None:
+        return ["not compared with an anchor: norms and router rows are unchecked"]
+    if manifest.rank is None:
+        _check_full(norms, manifest, anchor, tensors.path)
+    else:
+        _check_low_rank(norms, manifest, anchor, tensors)
+    return _check_rows(norms, manifest, anchor, tensors)
+
+
+def _check_digests(tensors: TensorFile, manifest: Manifest) -> dict[str, float]:
+    """Every tensor's norm, once its digest and the whole file's are the signed ones."""
+
+    def check(name: str | None) -> float:
+        if name is None:
+            if tensors.digest_file() != manifest.files[WEIGHTS].sha256:
+                raise IntegrityError("not the file that was signed", where=tensors.path)
+            return 0.0
+        measured = measure_tensor(tensors, name)
+        if measured.sha256 != manifest.tensors[name].sha256:
+            raise IntegrityError(f"not the tensor that was signed: {name}", where=tensors.path)
+        return measured.norm
+
+    names = sorted(manifest.tensors)
+    # The whole file first: one thread walks it while the other walks the tensors behind it.
+    return dict(zip(names, in_threads(check, [None, *names])[1:], strict=True))
+
+
+def _anchor_norm(anchor: AnchorFacts, layer: int, matrix: str) -> float:
+    family = FAMILIES[anchor.paper.family]
+    return anchor.paper.tensors[family.dense(layer, matrix)].l2_norm
+
+
+def _check_full(
+    norms: dict[str, float], manifest: Manifest, anchor: AnchorFacts, path: Path
+) -> None:
+    for layer in range(manifest.num_layers):
+        for matrix in MATRICES:
+            name = weight(layer, matrix)
+            ours, theirs = norms[name], _anchor_norm(anchor, layer, matrix)
+            if not theirs / NORM_RATIO_MAX <= ours <= theirs * NORM_RATIO_MAX:
+                raise PolicyError(
+                    f"norm {ours:.4g} where the anchor has {theirs:.4g}: outside "
+                    f"1/{NORM_RATIO_MAX:g} to {NORM_RATIO_MAX:g}",
+                    where=f"{path}: {name}",
+                )
+
+
+def _check_low_rank(
+    norms: dict[str, float], manifest: Manifest, anchor: AnchorFacts, tensors: TensorFile
+) -> None:
+    def check(place: tuple[int, str]) -> None:
+        layer, matrix = place
+        into, out = delta_in(layer, matrix), delta_out(layer, matrix)
+        theirs = _anchor_norm(anchor, layer, matrix)
+        for name in (into, out):
+            if norms[name] > FACTOR_NORM_MAX * max(1.0, theirs):
+                raise PolicyError(
+                    f"a factor of norm {norms[name]:.4g}", where=f"{tensors.path}: {name}"
+                )
+        # The sum's norm is at most the anchor's plus the delta's, so this bounds it by the ratio.
+        delta = product_norm(tensors, out, into)
+        if delta > theirs * (NORM_RATIO_MAX - 1.0):
+            raise PolicyError(
+                f"a delta of norm {delta:.4g} on the anchor's {theirs:.4g}",
+                where=f"{tensors.path}: {out}",
+            )
+
+    in_threads(check, [(n, matrix) for n in range(manifest.num_layers) for matrix in MATRICES])
+
+
+def _check_rows(
+    norms: dict[str, float], manifest: Manifest, anchor: AnchorFacts, tensors: TensorFile
+) -> list[str]:
+    """How much public text the rows take, averaged over layers: refused, flagged or fine."""
+    flags: list[str] = []
+    with _open_probe(anchor) as probe:
+        for kind, row_name in _ROWS.items():
+            shares = []
+            for layer in range(manifest.num_layers):
+                name = row_name(layer)
+                states_ND = probe.read(f"layers.{layer}.{kind}")
+                largest = float(np.max(np.linalg.norm(states_ND.astype(np.float64), axis=1)))
+                if not norms[name] * largest <= LOGIT_MAX:
+                    raise PolicyError(
+                        f"a router row of norm {norms[name]:.4g}: logits up to "
+                        f"{norms[name] * largest:.4g} on public text",
+                        where=f"{tensors.path}: {name}",
+                    )
+                shares.append(captured_share(states_ND, tensors.read(name)))
+            flags += _judge_shares(kind, shares, tensors.path)
+    return flags
+
+
+def _judge_shares(kind: str, shares: list[float], path: Path) -> list[str]:
+    mean, worst = float(np.mean(shares)), int(np.argmax(shares))
+    if not mean <= CAPTURE_MAX:
+        raise PolicyError(
+            f"its {kind} rows capture {mean:.0%} of public text; the limit is {CAPTURE_MAX:.0%}",
+            where=path,
+            remedy="train with public text in the batch",
+        )
+    if mean > CAPTURE_FLAG:
+        return [f"captures {mean:.0%} of public text with its {kind} rows"]
+    if shares[worst] > CAPTURE_MAX:
+        return [f"captures {shares[worst]:.0%} of public text with the {kind} row of layer {worst}"]
+    return []
+
+
+def _open_probe(anchor: AnchorFacts) -> TensorFile:
+    """The anchor's probe, if it is the one its paper describes."""
+    claim = anchor.paper.files[PROBE]
+    probe = open_tensors(anchor.probe, claim.bytes)
+    try:
+        _check_probe(probe, anchor, claim.sha256)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+def _check_probe(probe: TensorFile, anchor: AnchorFacts, sha256: str) -> None:
+    if probe.digest_file() != sha256:
+        raise IntegrityError("not the probe the anchor's paper describes", where=anchor.probe)
+    for layer in range(anchor.paper.num_layers):
+        for kind in _ROWS:
+            span = probe.spans.get(f"layers.{layer}.{kind}")
+            if span is None or span.dtype != "F32" or span.shape[1:] != (anchor.paper.width,):
+                raise FormatError(f"no probe {kind} for layer {layer}", where=anchor.probe)
+            if not 1 <= span.shape[0] <= PROBE_POSITIONS_MAX:
+                raise FormatError("too few or too many positions", where=anchor.probe)
