@@ -1,0 +1,143 @@
+"""A packed text on disk, read through memory maps, and the windows that are drawn from it.
+
+The folder holds one flat stream of tokens and four columns about its documents::
+
+    tokens.bin    uint16 or uint32 [S]   every document as [separator, t1 .. tn], little endian
+    starts.bin    int64 [D]              where each document begins in the stream (its separator)
+    ends.bin      int64 [D]              one past its last token
+    bytes.bin     int64 [D]              its text's length in UTF-8
+    records.bin   int64 [D]              the number of its record
+    packed.json   written last           format, window_tokens, dtype, align, separator, totals
+
+Window ``w`` is ``stream[w*T : w*T + T + 1]``: T inputs and T targets, so windows overlap by one.
+Dimensions: B windows asked for, T tokens a window, D documents, S tokens in the stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moiety.errors import FormatError
+from moiety.files import parse_json, read_limited
+
+COLUMNS = ("starts", "ends", "bytes", "records")
+
+Longs = npt.NDArray[np.int64]
+
+
+class PackedPaper(BaseModel):
+    """``packed.json``: how the stream is laid out, and how much of everything there is."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: Literal["moiety.packed/1"] = "moiety.packed/1"
+    window_tokens: int = Field(gt=0)
+    dtype: Literal["uint16", "uint32"]
+    align: bool
+    separator: int = Field(ge=0)
+    stream_tokens: int = Field(gt=0)
+    documents: int = Field(gt=0)
+    records: int = Field(gt=0)
+    tokens: int = Field(ge=0)
+    bytes: int = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows ready for a model.
+
+    Shapes: ``tokens`` and ``documents`` int64 [B, T+1]; ``documents`` holds the index of the
+    document each token belongs to, -1 for padding and for the stream's last separator.
+    Trap: the last token of an aligned window may be the *next* document's separator, with that
+    document's index: count a target only where its document equals its input's.
+    """
+
+    tokens: Longs
+    documents: Longs
+
+
+class PackedText:
+    """A packed text, opened: totals, columns and windows. Nothing is held in memory whole."""
+
+    def __init__(self, folder: Path, paper: PackedPaper) -> None:
+        self.folder = folder
+        self.align = paper.align
+        self.separator = paper.separator
+        self.window_tokens = paper.window_tokens
+        self.num_documents = paper.documents
+        self.num_records = paper.records
+        self.num_tokens = paper.tokens
+        self.num_bytes = paper.bytes
+        # The last token is only ever a target; an aligned stream ends on a window's border.
+        targets = paper.stream_tokens - (0 if paper.align else 1)
+        self.num_windows = -(-targets // paper.window_tokens)
+        self._stream = _open_column(folder / "tokens.bin", paper.dtype, paper.stream_tokens)
+        self._starts, self._ends, self.document_bytes, self.document_records = (
+            _open_column(folder / f"{name}.bin", "int64", paper.documents) for name in COLUMNS
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> PackedText:
+        """Opens what ``pack_text`` wrote.
+
+        Raises:
+            FormatError: not such a folder, or its files do not fit its paper.
+        """
+        path = folder / "packed.json"
+        value = parse_json(read_limited(path), path)
+        try:
+            paper = PackedPaper.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FormatError(f"{place}: {first['msg']}", where=path) from error
+        return cls(folder, paper)
+
+    def windows(self, indices: npt.ArrayLike) -> Windows:
+        """The windows at ``indices`` (int64 [B]), in that order.
+
+        Raises:
+            IndexError: a window that does not exist.
+        """
+        places = self._places(indices)
+        inside = places < len(self._stream)
+        tokens = self._stream[np.minimum(places, len(self._stream) - 1)].astype(np.int64)
+        tokens[~inside] = self.separator
+        return Windows(tokens, self._documents_at(places))
+
+    def window_records(self, indices: npt.ArrayLike) -> list[set[int]]:
+        """The numbers of the records that have a token in each window, the last target included."""
+        documents = self._documents_at(self._places(indices))
+        return [
+            {int(record) for record in self.document_records[np.unique(row[row >= 0])]}
+            for row in documents
+        ]
+
+    def _places(self, indices: npt.ArrayLike) -> Longs:
+        numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.num_windows):
+            raise IndexError(f"windows 0 to {self.num_windows - 1}, not {numbers.tolist()[:8]}")
+        steps = np.arange(self.window_tokens + 1, dtype=np.int64)
+        return numbers[:, None] * self.window_tokens + steps
+
+    def _documents_at(self, places: Longs) -> Longs:
+        documents = np.searchsorted(self._starts, places, side="right") - 1
+        return np.where(places < self._ends[documents], documents, -1).astype(np.int64)
+
+
+def _open_column(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:
+    kind = np.dtype(dtype).newbyteorder("<")
+    size = path.stat().st_size if path.is_file() else -1
+    if size != length * kind.itemsize:
+        raise FormatError(
+            f"{max(size, 0):,} bytes where {length * kind.itemsize:,} belong",
+            where=path,
+            remedy="pack the text again",
+        )
+    return np.asarray(np.memmap(path, dtype=kind, mode="r"))

@@ -1,0 +1,166 @@
+"""Documents to a packed text on disk, or to a pair of them: one to train on, one held out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from moiety.data.documents import Document
+from moiety.data.packed import PackedText
+from moiety.data.tokenizer import PlainEncoder
+from moiety.data.writer import (
+    EncodedText,
+    Layout,
+    PackedWriter,
+    read_added,
+    read_digests,
+    record_digest,
+)
+from moiety.errors import ConfigError, DataError
+from moiety.files import new_folder
+
+Progress = Callable[[int], None]
+
+_BATCH_CHARS = 2**20
+_BATCH_DOCUMENTS = 1024
+
+
+def pack_text(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    window_tokens: int,
+    separator: int,
+    align: bool,
+    progress: Progress | None = None,
+) -> PackedText:
+    """Tokenizes documents into a new folder, which appears whole or not at all.
+
+    With ``align`` each document begins on a window's border, so that no window mixes documents;
+    without it they follow each other directly. ``progress`` hears the bytes of text done.
+
+    Raises:
+        DataError: no document, or (unaligned) fewer tokens than one window.
+        StateError: the folder exists already, or the disk is full.
+    """
+    encoder = PlainEncoder(tokenizer, separator)
+    layout = Layout(window_tokens, separator, align, encoder.dtype)
+    with new_folder(folder) as new, PackedWriter(new, layout) as writer:
+        for text in _encode(documents, encoder, progress):
+            writer.add(text)
+        writer.finish()
+    return PackedText.open(folder)
+
+
+def pack_split(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    window_tokens: int,
+    separator: int,
+    heldout_fraction: float = 0.05,
+    progress: Progress | None = None,
+) -> tuple[PackedText, PackedText]:
+    """Packs ``train/`` (together) and ``heldout/`` (aligned) in one pass over the documents.
+
+    Each record goes whole to the side that the hash of its name says, whatever the order of the
+    files. If that leaves a side empty, the record whose hash lies nearest the border moves there.
+
+    Raises:
+        ConfigError: a fraction that is not between 0 and 1.
+        DataError: no document, all of one record, or fewer training tokens than one window.
+        StateError: the folder exists already, or the disk is full.
+    """
+    if not 0 < heldout_fraction < 1:
+        raise ConfigError(
+            f"a held-out fraction of {heldout_fraction}",
+            where="heldout_fraction",
+            remedy="choose one between 0 and 1, such as 0.05",
+        )
+    encoder = PlainEncoder(tokenizer, separator)
+    layouts = [Layout(window_tokens, separator, align, encoder.dtype) for align in (False, True)]
+    with new_folder(folder) as new, ExitStack() as stack:
+        train = stack.enter_context(PackedWriter(new / "train", layouts[0]))
+        heldout = stack.enter_context(PackedWriter(new / "heldout", layouts[1]))
+        for text in _encode(documents, encoder, progress):
+            (heldout if _is_below(text.digest, heldout_fraction) else train).add(text)
+        if heldout.num_documents == 0:
+            train = stack.enter_context(_move_record(train, heldout, position=0))
+        elif train.num_documents == 0:
+            heldout = stack.enter_context(_move_record(heldout, train, position=-1))
+        train.finish()
+        heldout.finish()
+    return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
+
+
+def is_heldout(record: str, fraction: float) -> bool:
+    """Whether a record is held out: its hash, read as a number in [0, 1), is below the fraction."""
+    return _is_below(record_digest(record), fraction)
+
+
+def _is_below(digest: bytes, fraction: float) -> bool:
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _move_record(full: PackedWriter, empty: PackedWriter, *, position: int) -> PackedWriter:
+    """Moves the record at ``position`` in the order of hashes to the empty side.
+
+    Which record that is can only be known at the end, so the full side's tokens are copied, on
+    disk, without it. Only corpora of few records come here. Returns the writer of what stays.
+    """
+    full.close()
+    if full.num_documents == 0:
+        raise DataError("no document", remedy="name files that hold text")
+    digests = read_digests(full.folder)
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    moves = np.all(digests == digests[order[position]], axis=1)
+    if moves.all():
+        raise DataError(
+            "all the text belongs to one record, so none of it can be held out",
+            where=full.where,
+            remedy="give more documents, one on each JSON line, or name other text with --heldout",
+        )
+    aside = full.folder.with_name("aside")
+    full.folder.rename(aside)
+    rest = PackedWriter(full.folder, full.layout)
+    try:
+        for text, move in zip(read_added(aside, full.layout, full.where), moves, strict=True):
+            (empty if move else rest).add(text)
+    except BaseException:
+        rest.close()
+        raise
+    shutil.rmtree(aside)
+    return rest
+
+
+def _encode(
+    documents: Iterable[Document], encoder: PlainEncoder, progress: Progress | None
+) -> Iterator[EncodedText]:
+    done_bytes = 0
+    for batch in _batches(documents):
+        for document, ids in zip(batch, encoder.encode(batch), strict=True):
+            size = len(document.text.encode("utf-8"))
+            done_bytes += size
+            yield EncodedText(ids, size, record_digest(document.record), document.where)
+        if progress is not None:
+            progress(done_bytes)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    chars = 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document.text)
+        if chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
