@@ -24,7 +24,7 @@ from moiety.family import (
     token_row,
     weight,
 )
-from moiety.tensors import TensorFile, open_tensors
+from moiety.tensors import TensorFile, TensorPlan, header_bytes, open_tensors
 
 NORM_RATIO_MAX = 8.0
 """A matrix may be at most this much larger or smaller than the anchor's same matrix."""
@@ -43,27 +43,32 @@ _ROWS = {"context": context_row, "token": token_row}
 
 
 def open_weights(path: Path, manifest: Manifest) -> TensorFile:
-    """Opens ``expert.safetensors`` if its size, header and order are those the manifest implies."""
-    size = manifest.files[WEIGHTS].bytes
-    tensors = open_tensors(path, size, max_header_bytes=8192 + 512 * len(manifest.tensors))
+    """Opens ``expert.safetensors`` if its size and header are the ones the manifest implies."""
+    plans = [
+        TensorPlan(name, tensor.dtype, tensor.shape, ())
+        for name, tensor in sorted(manifest.tensors.items())
+    ]
+    header = header_bytes(plans)
+    size = len(header) + sum(plan.num_bytes for plan in plans)
+    if manifest.files[WEIGHTS].bytes != size:
+        raise IntegrityError(f"tensors of {size:,} bytes cannot be in this file", where=path)
+    tensors = open_tensors(path, size, max_header_bytes=len(header))
     try:
         check_header(tensors, manifest.shapes())
-        _check_layout(tensors, manifest)
+        _check_layout(tensors, plans, len(header))
     except BaseException:
         tensors.close()
         raise
     return tensors
 
 
-def _check_layout(tensors: TensorFile, manifest: Manifest) -> None:
-    if max(span.end for span in tensors.spans.values()) != manifest.files[WEIGHTS].bytes:
-        raise IntegrityError("not of the size the manifest says", where=tensors.path)
-    for name, claim in manifest.tensors.items():
-        if tensors.spans[name].dtype != claim.dtype:
-            raise IntegrityError(f"{name} has not the signed dtype", where=tensors.path)
-    names = sorted(manifest.tensors)
-    if sorted(names, key=lambda name: tensors.spans[name].begin) != names:
-        raise FormatError("tensors do not lie in the order of their names", where=tensors.path)
+def _check_layout(tensors: TensorFile, plans: list[TensorPlan], begin: int) -> None:
+    """Sorted, dense, from ``begin`` on: with the file's digest there is one byte form."""
+    for plan in plans:
+        span = tensors.spans[plan.name]
+        if (span.begin, span.dtype) != (begin, plan.dtype):
+            raise IntegrityError(f"{plan.name} is not where it must lie", where=tensors.path)
+        begin = span.end
 
 
 def check_header(tensors: TensorFile, shapes: dict[str, tuple[int, ...]]) -> None:

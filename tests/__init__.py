@@ -1,0 +1,1 @@
+"""Claims about moiety, each with an oracle."""
