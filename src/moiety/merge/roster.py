@@ -1,0 +1,168 @@
+"""``roster.json``: which expert sits in which slot, and the digest of everything in a release.
+
+The roster's digest, SHA-256 of its bytes, names the release. It holds no time, path or host, so
+the same anchor and bundles give the same roster in whatever order they were named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moiety.bundle import papers
+from moiety.files import digest_bytes, read_limited
+from moiety.merge import layout
+
+DEFAULT_TOP_K = 5
+MAX_EXPERTS = 4096
+
+Digests = Annotated[dict[papers.TensorName, papers.Digest], Field(max_length=16_384)]
+TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
+
+
+class Rows(papers.Paper):
+    """Digest of an expert's router row in each layer, as the release holds it."""
+
+    context: tuple[papers.Digest, ...]
+    token: tuple[papers.Digest, ...]
+
+
+class Slot(papers.Paper):
+    """One expert of a release. Slot 0 is the anchor's, which has no owner.
+
+    ``dtype`` is that of the tensors in the expert's file; ``delta`` holds the digests of the
+    factors a low-rank expert came as.
+    """
+
+    slot: Annotated[int, Field(ge=0, le=MAX_EXPERTS)]
+    name: str
+    owner: papers.Owner | None
+    bundle: papers.Digest | None
+    key: papers.KeyId | None
+    rank: Annotated[int, Field(ge=1, le=65_536)] | None
+    dtype: papers.Dtype
+    terms: papers.Terms | None
+    tensors: Digests
+    rows: Rows
+    delta: Digests | None
+
+    @property
+    def shard(self) -> str:
+        """The file that holds this expert."""
+        return layout.shard_name(self.name)
+
+    @model_validator(mode="after")
+    def _anchor_or_owner(self) -> Slot:
+        owned = (self.owner, self.bundle, self.key, self.terms)
+        if self.slot == 0:
+            if self.name != "anchor" or any(fact is not None for fact in (*owned, self.rank)):
+                raise ValueError("slot 0 is the anchor's and nobody owns it")
+        elif self.name != self.owner or any(fact is None for fact in owned):
+            raise ValueError("an expert needs owner, bundle, key and terms")
+        if (self.rank is None) != (self.delta is None):
+            raise ValueError("rank and delta belong together")
+        return self
+
+
+class ShardFacts(papers.Paper):
+    """A shard's size and the digest of its header; with its tensors' digests that is every byte."""
+
+    bytes: papers.Count
+    header_sha256: papers.Digest
+
+
+class RoutingFiles(papers.Paper):
+    """Where the rows are."""
+
+    token: Literal["router.safetensors"] = "router.safetensors"
+    context: Literal["context.safetensors"] = "context.safetensors"
+
+
+class Roster(papers.ModelFacts):
+    """``roster.json``.
+
+    ``top_k`` is what was asked for (None: up to 5), ``effective_top_k`` what that gives. ``files``
+    covers every file but the roster and the shards, ``shards`` those. Digests of the tensors in
+    ``shared.safetensors`` stand in ``anchor/anchor.json``.
+    """
+
+    format: Literal["moiety.roster/1"] = "moiety.roster/1"
+    anchor: papers.Digest
+    dtype: papers.Dtype
+    top_k: TopK | None
+    effective_top_k: TopK
+    native: bool
+    strict: Literal[True] = True
+    routing: RoutingFiles = RoutingFiles()
+    experts: Annotated[tuple[Slot, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
+    files: Annotated[dict[papers.RelativePath, papers.FileFacts], Field(max_length=20_000)]
+    shards: Annotated[dict[papers.RelativePath, ShardFacts], Field(max_length=MAX_EXPERTS + 2)]
+
+    @property
+    def names(self) -> list[str]:
+        """The experts in slot order, ``anchor`` first."""
+        return [expert.name for expert in self.experts]
+
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of every file but the roster's own."""
+        files = {name: facts.bytes for name, facts in self.files.items()}
+        return files | {name: facts.bytes for name, facts in self.shards.items()}
+
+    def holds_factors(self, expert: Slot) -> bool:
+        """Whether the expert's file holds factors; then nothing in it depends on its slot."""
+        return self.native and expert.rank is not None
+
+    def shapes(self, expert: Slot) -> layout.Shapes:
+        """Every tensor in the expert's file, in order, with its shape."""
+        sizes = (self.num_layers, self.width, self.hidden)
+        if self.native and expert.rank is not None:
+            return layout.factor_shapes(*sizes, expert.rank)
+        return layout.matrix_shapes(*sizes, expert.slot)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Roster:
+        if [expert.slot for expert in self.experts] != list(range(len(self.experts))):
+            raise ValueError("slots are not 0, 1, 2 and so on")
+        if self.names[1:] != sorted(set(self.names[1:])):
+            raise ValueError("owners are not sorted, or one occurs twice")
+        if self.effective_top_k != effective_top_k(self.top_k, len(self.experts)):
+            raise ValueError("effective_top_k does not follow from top_k")
+        for expert in self.experts:
+            self._check_expert(expert)
+        if set(self.shards) != {layout.SHARED, *(expert.shard for expert in self.experts)}:
+            raise ValueError("shards are not those of the experts")
+        own = set(layout.own_files(self.names, self.native))
+        if not own <= set(self.files) <= own | layout.TOKENIZER_FILES:
+            raise ValueError("files are not those of a release")
+        return self
+
+    def _check_expert(self, expert: Slot) -> None:
+        where = f"slot {expert.slot}:"
+        if set(expert.tensors) != set(self.shapes(expert)):
+            raise ValueError(f"{where} tensors are not those of an expert")
+        if {len(expert.rows.context), len(expert.rows.token)} != {self.num_layers}:
+            raise ValueError(f"{where} needs a row of each kind in every layer")
+        factors = {name for pair in layout.factor_names(self.num_layers) for name in pair}
+        if expert.delta is not None and set(expert.delta) != factors:
+            raise ValueError(f"{where} factors are not those of a low-rank expert")
+        if expert.dtype != self.dtype and not self.holds_factors(expert):
+            raise ValueError(f"{where} dtype is not the anchor's")
+
+
+def effective_top_k(requested: int | None, num_experts: int) -> int:
+    """How many experts run at most: what was asked for or 5, and never more than there are."""
+    return min(requested or DEFAULT_TOP_K, num_experts)
+
+
+def roster_digest(roster: Roster) -> str:
+    """What names a release: SHA-256 of the bytes of ``roster.json``."""
+    return digest_bytes(papers.paper_bytes(roster))
+
+
+def read_roster(folder: Path) -> tuple[Roster, bytes]:
+    """The roster of a release, with its bytes. Raises ``FormatError`` for anything else."""
+    path = folder / layout.ROSTER
+    data = read_limited(path)
+    return papers.parse_paper(Roster, data, path), data

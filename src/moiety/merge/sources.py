@@ -1,0 +1,223 @@
+"""The parts of a release, taken from an anchor's folder, from bundles, or from another release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from moiety.bundle import VerifiedBundle, anchors, papers
+from moiety.errors import IntegrityError
+from moiety.family import OLMO2, context_row, token_row
+from moiety.files import digest_bytes, read_limited
+from moiety.merge import layout
+from moiety.merge.assemble import Ground, Member, Standing, zero_rows
+from moiety.merge.lowrank import Source, converted, materialised, read_all, rounded
+from moiety.merge.release import Release
+from moiety.merge.roster import Slot
+from moiety.merge.stock import read_config
+from moiety.merge.streaming import Piece, Written, copied
+from moiety.tensors import TensorFile, open_tensors
+
+
+class OpenFiles(ExitStack):
+    """Tensor files kept open while a release is made: what was checked is what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, TensorFile] = {}
+
+    def open(self, path: Path) -> TensorFile:
+        """The file at ``path``, opened once."""
+        if path not in self._files:
+            self._files[path] = self.enter_context(open_tensors(path))
+        return self._files[path]
+
+    def source(self, path: Path, name: str, facts: papers.TensorFacts) -> Source:
+        """A tensor that must be in the file at ``path`` with these facts."""
+        file = self.open(path)
+        span = file.spans.get(name)
+        if span is None or (span.dtype, span.shape) != (facts.dtype, facts.shape):
+            raise IntegrityError("not the tensor that was verified", where=f"{path}: {name}")
+        return Source(file, name, facts.sha256)
+
+
+def ground_from_anchor(anchor: anchors.Anchor, files: OpenFiles) -> Ground:
+    """Everything but the members, from an anchor's folder."""
+    paper = anchor.paper
+
+    def source(name: str) -> Source:
+        return files.source(anchor.tensor_file(name), name, paper.tensors[name])
+
+    shared = [source(name) for name in layout.shared_names(paper.tensors, paper.num_layers)]
+    matrices = [source(dense) for dense, _, _ in layout.matrix_names(paper.num_layers, 0)]
+    taken = {name: anchor.folder / name for name in paper.files if name in layout.TOKENIZER_FILES}
+    sources = (anchor.folder / "anchor.json", anchor.probe)
+    return Ground(
+        paper=paper,
+        digest=anchor.digest,
+        config=read_config(anchor.folder / "config.json"),
+        files=taken | dict(zip(layout.ANCHOR_FILES, sources, strict=True)),
+        shared=[copied(part.file, part.name, part.name, part.digest) for part in shared],
+        matrices=matrices,
+        anchor=_anchor_member(paper, matrices),
+    )
+
+
+def ground_from_release(release: Release, files: OpenFiles) -> Ground:
+    """Everything but the members, from a release that stands already."""
+    paper, roster, folder = release.anchor.paper, release.roster, release.folder
+    first = roster.experts[0]
+    matrices = [
+        Source(files.open(folder / first.shard), mixed, first.tensors[mixed])
+        for _, _, mixed in layout.matrix_names(paper.num_layers, 0)
+    ]
+    names = [*layout.ANCHOR_FILES, *sorted(set(roster.files) & layout.TOKENIZER_FILES)]
+    shared = layout.shared_names(paper.tensors, paper.num_layers)
+    digests = {name: paper.tensors[name].sha256 for name in shared}
+    return Ground(
+        paper=paper,
+        digest=release.anchor.digest,
+        config=read_config(folder / layout.CONFIG),
+        files={name: folder / name for name in names},
+        shared=[],
+        matrices=matrices,
+        anchor=_anchor_member(paper, matrices, _standing(release, first.shard, 0, first.tensors)),
+        standing=_standing(release, layout.SHARED, 0, digests),
+    )
+
+
+def _anchor_member(
+    paper: papers.AnchorPaper, matrices: list[Source], standing: Standing | None = None
+) -> Member:
+    context, token = zero_rows(paper)
+
+    def pieces(slot: int) -> list[Piece]:
+        names = layout.matrix_names(paper.num_layers, slot)
+        return [
+            copied(source.file, source.name, mixed, source.digest)
+            for source, (_, _, mixed) in zip(matrices, names, strict=True)
+        ]
+
+    return Member(
+        name="anchor",
+        key=None,
+        bundle=None,
+        rank=None,
+        dtype=paper.dtype,
+        terms=None,
+        delta=None,
+        papers=(),
+        context=context,
+        token=token,
+        pieces=pieces,
+        standing=standing,
+    )
+
+
+def member_from_bundle(bundle: VerifiedBundle, ground: Ground, *, native: bool) -> Member:
+    """An owner's expert, from a bundle that was verified against this anchor."""
+    manifest, paper, file = bundle.manifest, ground.paper, bundle.open()
+
+    def source(name: str) -> Source:
+        return Source(file, name, manifest.tensors[name].sha256)
+
+    def rows(name: Callable[[int], str], dtype: str) -> tuple[bytes, ...]:
+        layers = range(paper.num_layers)
+        return tuple(rounded(read_all(source(name(n))), dtype, name(n)) for n in layers)
+
+    dtype = paper.dtype
+    delta: dict[str, str] | None = None
+    if manifest.rank is not None:
+        factors = [name for pair in layout.factor_names(paper.num_layers) for name in pair]
+        delta = {name: manifest.tensors[name].sha256 for name in factors}
+        dtype = manifest.tensors[factors[0]].dtype if native else paper.dtype
+    return Member(
+        name=manifest.owner,
+        key=bundle.key,
+        bundle=bundle.digest,
+        rank=manifest.rank,
+        dtype=dtype,
+        terms=manifest.terms,
+        delta=delta,
+        papers=(bundle.manifest_bytes, bundle.signature_bytes),
+        context=rows(context_row, "F32"),
+        token=rows(token_row, paper.dtype),
+        pieces=partial(_bundle_pieces, ground, source, manifest.rank, native),
+    )
+
+
+def _bundle_pieces(
+    ground: Ground, source: Callable[[str], Source], rank: int | None, native: bool, slot: int
+) -> list[Piece]:
+    layers = ground.paper.num_layers
+    factors = layout.factor_names(layers)
+    if rank is not None and native:
+        parts = [source(name) for pair in factors for name in pair]
+        return [copied(part.file, part.name, part.name, part.digest) for part in parts]
+    names = layout.matrix_names(layers, slot)
+    if rank is not None:
+        return [
+            materialised(anchor, source(inner), source(outer), mixed)
+            for anchor, (inner, outer), (_, _, mixed) in zip(
+                ground.matrices, factors, names, strict=True
+            )
+        ]
+    return [_whole(source(full), mixed, ground.paper.dtype) for _, full, mixed in names]
+
+
+def _whole(source: Source, name: str, dtype: str) -> Piece:
+    if source.dtype == dtype:
+        return copied(source.file, source.name, name, source.digest)
+    return converted(source, name, dtype)
+
+
+def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Member:
+    """An owner's expert, as it stands in a release."""
+    folder, roster = release.folder, release.roster
+    layers = range(roster.num_layers)
+    context, token = files.open(folder / layout.CONTEXT), files.open(folder / layout.ROUTER)
+    names = list(roster.shapes(slot))
+
+    def pieces(new_slot: int) -> list[Piece]:
+        # Names in both slots come in the same order; factors are named alike in every slot.
+        new_names = list(roster.shapes(slot.model_copy(update={"slot": new_slot})))
+        file = files.open(folder / slot.shard)
+        return [
+            copied(file, old, new, slot.tensors[old])
+            for old, new in zip(names, new_names, strict=True)
+        ]
+
+    return Member(
+        name=slot.name,
+        key=slot.key,
+        bundle=slot.bundle,
+        rank=slot.rank,
+        dtype=slot.dtype,
+        terms=slot.terms,
+        delta=slot.delta,
+        papers=tuple(read_limited(folder / name) for name in layout.bundle_files(slot.name)),
+        context=tuple(
+            _row(context, layout.context_name(n), slot.slot, slot.rows.context[n]) for n in layers
+        ),
+        token=tuple(_row(token, OLMO2.gate(n), slot.slot, slot.rows.token[n]) for n in layers),
+        pieces=pieces,
+        standing=_standing(release, slot.shard, slot.slot, slot.tensors),
+    )
+
+
+def _row(file: TensorFile, name: str, slot: int, expected: str) -> bytes:
+    span = file.spans[name]
+    row_bytes = span.num_bytes // span.shape[0]
+    data = bytes(file.read_range(name, slot * row_bytes, row_bytes))
+    if digest_bytes(data) != expected:
+        raise IntegrityError("not the row in the roster", where=f"{file.path}: {name}")
+    return data
+
+
+def _standing(release: Release, shard: str, slot: int, tensors: Mapping[str, str]) -> Standing:
+    facts = release.roster.shards[shard]
+    return Standing(
+        release.folder / shard, slot, Written(facts.bytes, facts.header_sha256, tensors)
+    )
