@@ -154,7 +154,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]], dtype: str
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every tensor of a safetensors file, by name."""
     with open_tensors(path) as tensors:
-        return {name: tensors.read(name) for name in tensors.spans}
+        return {name: np.array(tensors.read(name)) for name in tensors.spans}
 
 
 def _write_json(path: Path, value: Any) -> None:

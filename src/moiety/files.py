@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,8 +70,10 @@ def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise FormatError(f"cannot open: {error.strerror}", where=path) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FormatError("not a regular file", where=path)
     with os.fdopen(handle, "rb") as file:
-        check_regular(path)
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise FormatError(f"{size:,} bytes, the limit is {max_bytes:,}", where=path)

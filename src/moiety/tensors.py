@@ -105,6 +105,10 @@ class TensorFile:
             state.update(block)
         return state.hexdigest()
 
+    def read_head(self, num_bytes: int) -> bytes:
+        """The file's first bytes, through the handle that is open."""
+        return os.pread(self._file.fileno(), num_bytes, 0)
+
     def digest_file(self) -> str:
         """SHA-256 of the whole file, header and all, through the handle that is open."""
         state, buffer, at = hashlib.sha256(), bytearray(BLOCK_BYTES), 0

@@ -24,6 +24,7 @@ from moiety.bundle.papers import (
     PublicFacts,
     first_problem,
     parse_paper,
+    reading,
     write_paper,
 )
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
@@ -84,6 +85,11 @@ def open_anchor(folder: Path) -> Anchor:
         FormatError: a file is not what its name says.
         IntegrityError: a file or tensor is missing, added, or of another size.
     """
+    with reading(folder):
+        return _open_anchor(folder)
+
+
+def _open_anchor(folder: Path) -> Anchor:
     facts = open_facts(folder)
     names = list_files(folder)
     shard_of, spans = _scan_checkpoint(folder, names)

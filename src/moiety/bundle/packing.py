@@ -27,7 +27,6 @@ from moiety.bundle.papers import (
 )
 from moiety.bundle.signing import key_id, load_key, sign_envelope
 from moiety.bundle.verify import verify_bundle
-from moiety.bundle.weights import check_header
 from moiety.errors import StateError
 from moiety.files import digest_bytes, digest_file, new_folder, read_limited
 from moiety.tensors import TensorFile, TensorPlan, open_tensors, write_tensors
@@ -62,8 +61,7 @@ def pack(
     paper = _read_run(run)
     with new_folder(out) as folder:
         with open_tensors(run / WEIGHTS) as source:
-            check_header(source, paper.shapes())
-            tensors = _copy_sorted(source, folder / WEIGHTS)
+            tensors = _copy_sorted(source, paper, folder / WEIGHTS)
         manifest = _write_manifest(folder, paper, tensors, terms or Terms(), disclose_counts)
         (folder / SIGNATURE).write_bytes(sign_envelope(manifest, "expert", secret))
         own = {key_id(secret.public_key())}
@@ -89,7 +87,9 @@ def _read_run(run: Path) -> RunPaper:
     return paper
 
 
-def _copy_sorted(source: TensorFile, path: Path) -> dict[str, TensorFacts]:
+def _copy_sorted(source: TensorFile, run: RunPaper, path: Path) -> dict[str, TensorFacts]:
+    if {name: span.shape for name, span in source.spans.items()} != run.shapes():
+        raise StateError("holds other tensors than run.json implies", where=source.path)
     spans = [source.spans[name] for name in sorted(source.spans)]
     plans = [
         TensorPlan(span.name, span.dtype, span.shape, source.blocks(span.name)) for span in spans

@@ -10,6 +10,8 @@ Source: formats and their limits are explained in ``docs/formats.md``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -77,6 +79,15 @@ def write_paper(path: Path, paper: Paper) -> bytes:
     data = paper_bytes(paper)
     write_atomic(path, data)
     return data
+
+
+@contextmanager
+def reading(where: Path) -> Iterator[None]:
+    """What the system refuses (no permission, a name too long) is a ``FormatError`` here."""
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", where=where) from error
 
 
 def first_problem(error: ValidationError) -> str:

@@ -20,10 +20,10 @@ from moiety.bundle.manifests import (
     VerifiedManifest,
     verify_manifest,
 )
-from moiety.bundle.papers import Manifest
+from moiety.bundle.papers import Manifest, reading
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.weights import check_weights, open_weights
-from moiety.errors import FormatError, IntegrityError, PolicyError
+from moiety.errors import IntegrityError, PolicyError
 from moiety.files import check_regular, digest_bytes, read_limited
 from moiety.tensors import TensorFile
 
@@ -82,10 +82,17 @@ def verify_bundle(
     Raises:
         TrustError: and nothing else, whatever the folder holds.
     """
+    with reading(folder):
+        return _verify(folder, anchor, keys, today or date.today())
+
+
+def _verify(
+    folder: Path, anchor: AnchorFacts | None, keys: set[str] | None, today: date
+) -> VerifiedBundle:
     _check_file_set(folder)
     signed = verify_manifest(folder, keys=keys)
     manifest = signed.manifest
-    _check_terms(manifest, today or date.today(), folder)
+    _check_terms(manifest, today, folder)
     if anchor is not None:
         _check_anchor(manifest, anchor, folder)
     _check_card(folder / CARD, manifest)
@@ -103,14 +110,11 @@ def verify_bundle(
 def _check_file_set(folder: Path) -> None:
     """Exactly the four files, all of them plain. Stops at the first stranger."""
     found = set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name not in FILES:
-                    raise IntegrityError(f"no part of a bundle: {entry.name!a}", where=folder)
-                found.add(entry.name)
-    except (OSError, ValueError) as error:
-        raise FormatError(f"not a readable folder: {type(error).__name__}", where=folder) from None
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in FILES:
+                raise IntegrityError(f"no part of a bundle: {entry.name!a}", where=folder)
+            found.add(entry.name)
     for name in sorted(FILES - found):
         raise IntegrityError(f"{name} is missing", where=folder)
     for name in sorted(FILES):

@@ -1,0 +1,38 @@
+"""One honest bundle a session, copied for each attack."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.attacks.hostile import Target
+from tests.makers import make_anchor, make_bundle
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An anchor, another anchor, and bundles of two owners; nobody writes here."""
+    folder = tmp_path_factory.mktemp("home")
+    anchor = make_anchor(folder / "anchor")
+    make_anchor(folder / "other-anchor", seed=7)
+    make_bundle(folder, anchor, "victim")
+    make_bundle(folder, anchor, "lowrank", rank=2, seed=2)
+    make_bundle(folder, anchor, "mallory", seed=3)
+    return folder
+
+
+@pytest.fixture
+def target(home: Path, tmp_path: Path) -> Target:
+    """A copy of the honest bundle with full matrices."""
+    return Target(
+        shutil.copytree(home / "victim.expert", tmp_path / "victim.expert"), home, "victim"
+    )
+
+
+@pytest.fixture
+def lowrank(home: Path, tmp_path: Path) -> Target:
+    """A copy of the honest bundle with low-rank factors."""
+    return Target(
+        shutil.copytree(home / "lowrank.expert", tmp_path / "lowrank.expert"), home, "lowrank"
+    )
