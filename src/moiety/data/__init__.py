@@ -1,6 +1,7 @@
 """Text to batches: documents out of files, tokens on disk, windows in a fixed random order."""
 
-from moiety.data.documents import Skipped
+from moiety.data.documents import Document, Skipped
+from moiety.data.judging import DocumentNats
 from moiety.data.packed import PackedText
 from moiety.data.packing import pack_split, pack_text
 from moiety.data.reading import read_documents
@@ -8,6 +9,8 @@ from moiety.data.sampler import WindowSampler
 from moiety.data.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
+    "Document",
+    "DocumentNats",
     "PackedText",
     "Skipped",
     "WindowSampler",

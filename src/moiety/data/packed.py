@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moiety.data.judging import DocumentNats, Score, judge_documents
 from moiety.errors import FormatError
 from moiety.files import parse_json, read_limited
 
@@ -60,6 +61,12 @@ class Windows:
 
     tokens: Longs
     documents: Longs
+
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """Which targets continue their input's document, ``[B, T]``."""
+        own = self.documents[:, 1:] == self.documents[:, :-1]
+        return own & (self.documents[:, 1:] >= 0)
 
 
 class PackedText:
@@ -110,6 +117,25 @@ class PackedText:
         tokens = self._stream[np.minimum(places, len(self._stream) - 1)].astype(np.int64)
         tokens[~inside] = self.separator
         return Windows(tokens, self._documents_at(places))
+
+    @property
+    def document_tokens(self) -> Longs:
+        """Tokens of each document, its separator left out, ``[D]``."""
+        return np.asarray(self._ends) - np.asarray(self._starts) - 1
+
+    def windows_of(self, documents: Longs) -> Longs:
+        """The windows of an aligned text that hold these documents, in their order."""
+        first = self._starts[documents] // self.window_tokens
+        count = -(-(self._ends[documents] - self._starts[documents]) // self.window_tokens)
+        return np.concatenate([np.arange(a, a + n) for a, n in zip(first, count, strict=True)])
+
+    def judge(
+        self, score: Score, *, max_tokens: int, seed: int = 0, batch_windows: int = 16
+    ) -> DocumentNats:
+        """What ``score`` makes of a fair sample of the documents (aligned texts only)."""
+        return judge_documents(
+            self, score, max_tokens=max_tokens, seed=seed, batch_windows=batch_windows
+        )
 
     def window_records(self, indices: npt.ArrayLike) -> list[set[int]]:
         """The numbers of the records that have a token in each window, the last target included."""

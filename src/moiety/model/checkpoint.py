@@ -1,0 +1,125 @@
+"""Checkpoints on disk to modules, through ``transformers``.
+
+Only safetensors are read, only local folders, and no code that comes with a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
+
+from moiety.errors import FormatError
+from moiety.family import MATRICES, OLMO2
+from moiety.model.layer import LowRankFeedForward, MixtureLayer, Routing, RoutingMode
+
+Backbone = Olmo2ForCausalLM
+
+
+def load_dense(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Backbone:
+    """A dense checkpoint as it is, in evaluation mode; ``dtype`` None keeps the one on disk."""
+    model = Olmo2ForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
+    )
+    return model.to(device).eval()
+
+
+def dense_config(folder: Path) -> Olmo2Config:
+    """The dense configuration behind a release's ``config.json``."""
+    raw = Olmo2Config.get_config_dict(folder, local_files_only=True)[0]
+    for name in (
+        "model_type",
+        "architectures",
+        "num_experts",
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "output_router_logits",
+        "router_aux_loss_coef",
+    ):
+        raw.pop(name, None)
+    return Olmo2Config(**raw)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, by name."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def build_mixture(
+    folder: Path,
+    files: list[Path],
+    ranks: list[int | None],
+    *,
+    router: Path,
+    context: Path,
+    top_k: int,
+    routing: RoutingMode,
+    dtype: torch.dtype | None,
+    device: str,
+) -> tuple[Backbone, Routing]:
+    """The release in ``folder`` as a backbone whose feed-forward blocks are mixtures.
+
+    ``files`` and ``ranks`` are in slot order, the anchor first; a rank means the file holds
+    low-rank factors by their bundle names, None that it holds the slot's matrices by HF names.
+    """
+    config = dense_config(folder)
+    tensors = read_tensors(folder / "shared.safetensors") | _as_dense(read_tensors(files[0]))
+    backbone = Olmo2ForCausalLM.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype or config.dtype or torch.float32
+    )
+    rows = {"router": read_tensors(router), "context": read_tensors(context)}
+    plan = Routing(mode=routing, top_k=top_k, slots=tuple(range(len(files))))
+    others = [read_tensors(path) for path in files[1:]]
+    for number, layer in enumerate(backbone.model.layers):
+        experts: list[nn.Module] = [layer.mlp]
+        for slot, (held, rank) in enumerate(zip(others, ranks[1:], strict=True), start=1):
+            experts.append(_expert(layer.mlp, config, held, number, slot, rank))
+        layer.mlp = MixtureLayer(
+            number,
+            experts,
+            {
+                "token": rows["router"][OLMO2.gate(number)],
+                "context": rows["context"][f"layers.{number}.context"],
+            },
+            plan,
+        )
+    backbone.requires_grad_(False)
+    return backbone.to(device).eval(), plan
+
+
+def _as_dense(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace(".mlp.experts.0.", ".mlp."): tensor for name, tensor in tensors.items()}
+
+
+def _expert(
+    anchor: nn.Module,
+    config: Any,
+    held: dict[str, Tensor],
+    layer: int,
+    slot: int,
+    rank: int | None,
+) -> nn.Module:
+    dtype = anchor.gate_proj.weight.dtype  # type: ignore[union-attr]
+    if rank is None:
+        with torch.device("meta"):
+            expert: nn.Module = Olmo2MLP(config)
+        state = {f"{m}.weight": held[OLMO2.mixed(layer, slot, m)] for m in MATRICES}
+    else:
+        with torch.device("meta"):
+            expert = LowRankFeedForward(anchor, rank)
+        state = {
+            f"{m}.{side}": held[f"layers.{layer}.mlp.{m}.{side}"]
+            for m in MATRICES
+            for side in ("delta_in", "delta_out")
+        }
+    try:
+        expert.load_state_dict({n: t.to(dtype) for n, t in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise FormatError(f"tensors of slot {slot} do not fit the model", where=f"layer {layer}") from error
+    return expert

@@ -1,0 +1,217 @@
+"""The mixture that stands where a decoder layer's feed-forward block stood.
+
+Legend: B request, T position, N token (B x T), D width, E expert allowed in this pass, S slot of
+the roster, K chosen, L layer.
+
+Expert 0 is the anchor's own block. A mask acts on the logits, before softmax and top-k. Where the
+whole batch shares a mask the allowed router rows are *selected*, so that the arithmetic is bitwise
+that of a model which never had the others; where masks differ inside a batch a forbidden logit is
+minus infinity, and a forbidden expert is never run, whatever its weights hold.
+
+Source: Shi et al. 2025 (FlexOlmo), section 3.2; softmax over all experts, then top-k, the kept
+weights not renormalised, as in transformers' ``FlexOlmoTopKRouter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moiety.errors import ConfigError
+from moiety.model.evidence import Borders, EvidenceCache, continued_mean, running_mean
+
+RoutingMode = Literal["context", "token"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the layers must know of the forward pass that is under way."""
+
+    valid_BT: Tensor | None = None
+    cache: EvidenceCache | None = None
+    borders: Borders | None = None
+
+
+@dataclass
+class Routing:
+    """How a model routes now. One object, shared by all layers of one model.
+
+    ``slots``: the experts the whole batch may use, ascending. ``mask_BS``: per request, over all
+    slots, or None when requests do not differ.
+    """
+
+    mode: RoutingMode
+    top_k: int
+    slots: tuple[int, ...]
+    mask_BS: Tensor | None = None
+    borders: Borders | None = None
+    current: Pass = field(default_factory=Pass)
+    shares_LS: Tensor | None = None
+
+    def made_with(self) -> object:
+        """What a cache depends on: mode, experts, and the masks of its rows."""
+        mask = None if self.mask_BS is None else tuple(map(tuple, self.mask_BS.tolist()))
+        return (self.mode, self.top_k, self.slots, mask)
+
+    @contextmanager
+    def using(
+        self, slots: tuple[int, ...], mask_BS: Tensor | None = None, mode: RoutingMode | None = None
+    ) -> Iterator[None]:
+        """Routes with another set of experts until the block ends."""
+        before = (self.slots, self.mask_BS, self.mode)
+        self.slots, self.mask_BS, self.mode = slots, mask_BS, mode or self.mode
+        try:
+            yield
+        finally:
+            self.slots, self.mask_BS, self.mode = before
+
+    @contextmanager
+    def documents(self, borders: Borders) -> Iterator[None]:
+        """Resets evidence at the borders of packed windows until the block ends."""
+        self.borders = borders
+        try:
+            yield
+        finally:
+            self.borders = None
+
+
+class LowRankFeedForward(nn.Module):
+    """The anchor's block plus a low-rank delta in each of its three matrices.
+
+    Shapes: ``delta_in`` [rank, in], ``delta_out`` [out, rank]; W = W_anchor + delta_out @ delta_in.
+    """
+
+    def __init__(self, anchor: nn.Module, rank: int) -> None:
+        super().__init__()
+        # Kept in a list: the anchor's weights are shared, not part of this expert's state.
+        self._anchor = [anchor]
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            linear = getattr(anchor, name)
+            self.add_module(name, _Delta(linear.in_features, linear.out_features, rank))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``down(silu(gate(h)) * up(h))`` with each matrix corrected."""
+        gate = functional.silu(self._apply("gate_proj", hidden))
+        return self._apply("down_proj", gate * self._apply("up_proj", hidden))
+
+    def _apply(self, name: str, x: Tensor) -> Tensor:
+        base: Tensor = getattr(self._anchor[0], name)(x)
+        delta: Tensor = getattr(self, name)(x)
+        return base + delta
+
+
+class _Delta(nn.Module):
+    def __init__(self, width_in: int, width_out: int, rank: int) -> None:
+        super().__init__()
+        self.delta_in = nn.Parameter(torch.empty(rank, width_in))
+        self.delta_out = nn.Parameter(torch.empty(width_out, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.delta_in), self.delta_out)
+
+
+class MixtureLayer(nn.Module):
+    """Experts of one layer, and the two rows each of them is routed by."""
+
+    def __init__(
+        self, layer: int, experts: list[nn.Module], rows: dict[RoutingMode, Tensor], routing: Routing
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.experts = nn.ModuleList(experts)
+        self.register_buffer("context_rows", rows["context"].float())
+        self.register_buffer("token_rows", rows["token"].float())
+        self.routing = routing
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """The weighted sum of the chosen experts' outputs, ``[B, T, D]``."""
+        weights_BTE = self.weights(hidden_BTD)
+        if self.routing.shares_LS is not None:
+            self._observe(weights_BTE)
+        return self._mix(hidden_BTD, weights_BTE)
+
+    def weights(self, hidden_BTD: Tensor) -> Tensor:
+        """Routing weights over the allowed slots; those not among the top k are zero."""
+        routing = self.routing
+        rows_SD = self.context_rows if routing.mode == "context" else self.token_rows
+        assert isinstance(rows_SD, Tensor)
+        index_E = torch.tensor(routing.slots, device=rows_SD.device)
+        logits_BTE = functional.linear(hidden_BTD.float(), rows_SD[index_E])
+        if routing.mode == "context":
+            logits_BTE = self._gather_evidence(logits_BTE)
+        if routing.mask_BS is not None:
+            allowed_BE = routing.mask_BS[:, index_E]
+            logits_BTE = logits_BTE.masked_fill(~allowed_BE[:, None], -torch.inf)
+        probs_BTE = logits_BTE.softmax(dim=-1)
+        top_k = min(routing.top_k, len(routing.slots))
+        if top_k == len(routing.slots):
+            return probs_BTE
+        kept = probs_BTE.topk(top_k, dim=-1)
+        return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
+
+    def _gather_evidence(self, logits_BTE: Tensor) -> Tensor:
+        now = self.routing.current
+        if now.borders is not None:
+            return running_mean(logits_BTE, now.borders)
+        past = None if now.cache is None else now.cache.sums.get(self.layer)
+        mean_BTE, sums = continued_mean(logits_BTE, now.valid_BT, past)
+        if now.cache is not None:
+            now.cache.sums[self.layer] = sums
+        return mean_BTE
+
+    def _mix(self, hidden_BTD: Tensor, weights_BTE: Tensor) -> Tensor:
+        shape = hidden_BTD.shape
+        hidden_ND = hidden_BTD.reshape(-1, shape[-1])
+        weights_NE = weights_BTE.reshape(hidden_ND.shape[0], -1).to(hidden_ND.dtype)
+        mixed_ND = torch.zeros_like(hidden_ND)
+        everyone = self.routing.mask_BS is None and self.routing.top_k >= len(self.routing.slots)
+        for place, slot in enumerate(self.routing.slots):
+            weight_N = weights_NE[:, place, None]
+            if everyone:
+                mixed_ND = mixed_ND + weight_N * self.experts[slot](hidden_ND)
+                continue
+            chosen = weight_N[:, 0].nonzero()[:, 0]
+            if chosen.numel():
+                part = weight_N[chosen] * self.experts[slot](hidden_ND[chosen])
+                mixed_ND = mixed_ND.index_add(0, chosen, part)
+        return mixed_ND.reshape(shape)
+
+    def _observe(self, weights_BTE: Tensor) -> None:
+        shares_LS, valid_BT = self.routing.shares_LS, self.routing.current.valid_BT
+        assert shares_LS is not None
+        if valid_BT is not None:
+            weights_BTE = weights_BTE * valid_BT[:, :, None]
+        total_E = weights_BTE.double().sum(dim=(0, 1)).cpu()
+        shares_LS[self.layer, list(self.routing.slots)] += total_E
+
+
+def begin_pass(routing: Routing, kwargs: dict[str, object]) -> None:
+    """Tells the layers about a forward pass of the backbone, from the pass's own arguments.
+
+    Raises:
+        ConfigError: a cache that cannot carry evidence, or one made with other experts.
+    """
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    tokens = kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs["inputs_embeds"]
+    assert isinstance(tokens, Tensor)
+    if isinstance(cache, EvidenceCache):
+        cache.check_made_with(routing.made_with())
+    elif cache is not None and routing.mode == "context":
+        raise ConfigError(
+            "context routing needs a cache that carries evidence",
+            remedy="pass past_key_values=EvidenceCache(), or use the mixture's own generate",
+        )
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise ConfigError("only attention masks of shape [batch, tokens] are understood")
+    valid_BT = None if mask is None else mask[:, -tokens.shape[1] :]
+    routing.current = Pass(
+        valid_BT, cache if isinstance(cache, EvidenceCache) else None, routing.borders
+    )

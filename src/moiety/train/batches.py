@@ -1,0 +1,79 @@
+"""Batches: own text and, for an expert, public text in every step; and how they are judged.
+
+Legend: B window, T position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moiety.data import PackedText, WindowSampler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one micro-batch. ``targets_BT`` is -100 where nothing is to be predicted."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    documents_BT: Tensor
+    own_B: Tensor
+    weight: float
+    """Share of the step's targets that this micro-batch holds."""
+
+
+class StepBatches:
+    """The windows of any step, from the step's number alone: resuming needs nothing else."""
+
+    def __init__(
+        self, own: PackedText, public: PackedText | None, windows: int, public_windows: int, seed: int
+    ) -> None:
+        self.own, self.public = own, public
+        self.own_windows, self.public_windows = windows - public_windows, public_windows
+        self._own_sampler = WindowSampler(own.num_windows, seed)
+        self._public_sampler = WindowSampler(public.num_windows, seed + 1) if public else None
+
+    def micro(self, step: int, micro_windows: int, device: str) -> Iterator[Batch]:
+        """The step's windows, at most ``micro_windows`` at a time (0: all at once)."""
+        tokens, documents, own = self._windows(step)
+        targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
+        total = int((targets >= 0).sum())
+        size = micro_windows or len(tokens)
+        for at in range(0, len(tokens), size):
+            part = slice(at, at + size)
+            yield Batch(
+                torch.from_numpy(tokens[part, :-1].copy()).to(device),
+                torch.from_numpy(targets[part]).to(device),
+                torch.from_numpy(documents[part, :-1].copy()).to(device),
+                torch.from_numpy(own[part]).to(device),
+                float((targets[part] >= 0).sum()) / total,
+            )
+
+    def _windows(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        own = self.own.windows(
+            self._own_sampler.indices(step * self.own_windows, self.own_windows)
+        )
+        parts = [own]
+        if self.public is not None and self._public_sampler is not None and self.public_windows:
+            chosen = self._public_sampler.indices(
+                step * self.public_windows, self.public_windows
+            )
+            parts.append(self.public.windows(chosen))
+        label = np.repeat(
+            np.array([1.0, 0.0], dtype=np.float32)[: len(parts)], [len(p.tokens) for p in parts]
+        )
+        return (
+            np.concatenate([p.tokens for p in parts]),
+            np.concatenate([p.documents for p in parts]),
+            label,
+        )
+
+
+def whole_steps(tokens: int, windows: int, window_tokens: int) -> int:
+    """Steps that a budget of tokens buys, at least one."""
+    return max(1, round(tokens / (windows * window_tokens)))

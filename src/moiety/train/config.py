@@ -1,0 +1,174 @@
+"""The one home of every training default, and how a run overrides them.
+
+A run may be a TOML file of the same sections; ``--set section.field=value`` overrides both. What
+was resolved is written into the run's papers.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moiety.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen table of settings in which unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Which text a step sees."""
+
+    window_tokens: int = Field(256, ge=16, le=65536)
+    """Tokens a window: the longest context trained."""
+    heldout_fraction: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the records kept aside, chosen by hash, never trained on."""
+    public_share: float = Field(0.25, ge=0, lt=1)
+    """Share of each batch that is public text (experts only)."""
+
+
+class BatchConfig(Section):
+    """How much text a step sees."""
+
+    windows: int = Field(16, ge=1)
+    """Windows a step of the optimiser, all micro-batches together."""
+    micro_windows: int = Field(0, ge=0)
+    """Windows a forward pass; 0 takes all at once. Smaller needs less memory, same result."""
+
+
+class OptimConfig(Section):
+    """AdamW with a linear warm-up and a cosine to a tenth."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    """The gradient's length is cut to this."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+
+
+class BudgetConfig(Section):
+    """When to stop."""
+
+    tokens: int | None = Field(None, ge=1)
+    """Tokens trained on, public ones included. None: decided from the size of the text."""
+    judge_every: int = Field(50, ge=1)
+    """Steps between looks at the held-out text."""
+    patience: int = Field(3, ge=1)
+    """Looks without a gain after which training stops; the best weights are kept."""
+    judge_tokens: int = Field(16384, ge=256)
+    """Held-out tokens of such a look."""
+    final_tokens: int = Field(65536, ge=256)
+    """Held-out tokens of the last word, for each of the texts and models."""
+    save_seconds: float = Field(120.0, gt=0)
+    """Time between checkpoints."""
+
+
+class PairConfig(Section):
+    """The anchored pair (experts only)."""
+
+    rank: int | None = Field(None, ge=1)
+    """None trains full matrices; a number trains a low-rank delta of the anchor's."""
+    temperature: float = Field(2.0, gt=0)
+    """Factor on the mean evidence; folded into the shipped row."""
+    row_weight: float = Field(0.1, ge=0)
+    """Weight of the rows' own cross-entropy beside the language-model loss."""
+
+
+class ComputeConfig(Section):
+    """How it is computed; none of it is meant to change what is learned."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocast over fp32 master weights; auto takes it where the device has it in hardware."""
+    device: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """``torch.compile`` of the decoder; auto takes it where it has been seen to pay."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class TrainConfig(Section):
+    """Everything a run can be told."""
+
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    budget: BudgetConfig = BudgetConfig()
+    pair: PairConfig = PairConfig()
+    compute: ComputeConfig = ComputeConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+def resolve_config(
+    start: TrainConfig, file: Path | None = None, assignments: Sequence[str] = ()
+) -> TrainConfig:
+    """``start`` overridden by a TOML file, then by ``section.field=value`` assignments.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, a file that is not TOML.
+    """
+    values = start.model_dump()
+    if file is not None:
+        _overlay(values, _read_toml(file))
+    for assignment in assignments:
+        path, found, text = assignment.partition("=")
+        if not found:
+            raise ConfigError(f"not section.field=value: {assignment!r}")
+        value: Any = _parse_value(text.strip())
+        for key in reversed(path.strip().split(".")):
+            value = {key: value}
+        _overlay(values, value)
+    return checked(TrainConfig, values)
+
+
+def checked(kind: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
+    """Validates, turning pydantic's report into one error that names the key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(sorted(_keys(TrainConfig(), "")))
+        raise ConfigError(
+            f"{key}: {first['msg']}", where="settings", remedy=f"known settings: {known}"
+        ) from error
+
+
+def _keys(section: BaseModel, prefix: str) -> list[str]:
+    found = []
+    for name, value in section:
+        inside = _keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else []
+        found += inside or [prefix + name]
+    return found
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings: {error}", where=file) from error
+
+
+def _parse_value(text: str) -> Any:
+    if text in ("none", "None", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _overlay(values: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], value)
+        else:
+            values[key] = value

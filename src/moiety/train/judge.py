@@ -1,0 +1,44 @@
+"""Bits per byte of a backbone, dense or paired, on held-out documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moiety.data import DocumentNats, PackedText
+from moiety.model import Backbone, token_nats
+
+
+def judge_backbone(
+    backbone: Backbone,
+    text: PackedText,
+    max_tokens: int,
+    *,
+    before: Callable[[Tensor], object] | None = None,
+    precision: AbstractContextManager[Any] | None = None,
+) -> DocumentNats:
+    """Nats of a fair sample of ``text``'s documents, of at most ``max_tokens`` tokens.
+
+    ``before`` is told the documents of each batch of windows, ``[B, T]``.
+    """
+    device = backbone.device
+
+    def score(windows: Any) -> np.ndarray[Any, Any]:
+        tokens_BT = torch.from_numpy(windows.tokens).to(device)
+        if before is not None:
+            before(torch.from_numpy(windows.documents[:, :-1]).to(device))
+        nats_BT = token_nats(backbone, tokens_BT[:, :-1], tokens_BT[:, 1:])
+        return nats_BT.float().cpu().numpy()
+
+    training = backbone.training
+    backbone.eval()
+    try:
+        with precision or nullcontext():
+            return text.judge(score, max_tokens=max_tokens)
+    finally:
+        backbone.train(training)

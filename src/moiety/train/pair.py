@@ -1,0 +1,172 @@
+"""The anchored pair: the anchor's block beside a trainable one, and the rows that choose.
+
+Legend: B window, T position, D width, F hidden, R rank.
+
+In every layer both blocks run on every token and are mixed by the two-way softmax of
+``[0, evidence]``, which is a sigmoid. Shapes are static, nothing is dropped, and no window touches
+another. The row is trained as the log-ratio "mine against public" by its own cross-entropy; because
+the anchor's row is zero for everybody, ratios of owners who never met can be compared.
+
+Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
+(docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moiety import family
+from moiety.model import Backbone, Borders, running_mean
+
+
+class FullExpert(nn.Module):
+    """A trainable copy of the anchor's block, in float32."""
+
+    def __init__(self, anchor: nn.Module) -> None:
+        super().__init__()
+        for name in family.MATRICES:
+            start = getattr(anchor, name).weight.detach().float().clone()
+            self.register_parameter(name, nn.Parameter(start))
+
+    def forward(self, hidden_BTD: Tensor, anchor: nn.Module) -> tuple[Tensor, Tensor]:
+        """Outputs of the anchor's block and of this one, each ``[B, T, D]``."""
+        gate_BTF = functional.linear(hidden_BTD, self.gate_proj)
+        up_BTF = functional.linear(hidden_BTD, self.up_proj)
+        own_BTD = functional.linear(functional.silu(gate_BTF) * up_BTF, self.down_proj)
+        return anchor(hidden_BTD), own_BTD
+
+    def tensors(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        """What is shipped of it, by bundle name."""
+        for name in family.MATRICES:
+            yield family.weight(layer, name), getattr(self, name)
+
+
+class LowRankExpert(nn.Module):
+    """A trainable low-rank delta in each of the anchor's three matrices.
+
+    The anchor's products with the input are computed once and serve both blocks.
+    """
+
+    def __init__(self, anchor: nn.Module, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        for name in family.MATRICES:
+            rows, columns = getattr(anchor, name).weight.shape
+            spread = torch.randn(rank, columns, generator=generator) / columns**0.5
+            self.register_parameter(f"{name}_in", nn.Parameter(spread))
+            # Zero: the expert begins as the anchor, whatever the other factor is.
+            self.register_parameter(f"{name}_out", nn.Parameter(torch.zeros(rows, rank)))
+
+    def forward(self, hidden_BTD: Tensor, anchor: nn.Module) -> tuple[Tensor, Tensor]:
+        """Outputs of the anchor's block and of this one, each ``[B, T, D]``."""
+        gate_BTF, up_BTF = anchor.gate_proj(hidden_BTD), anchor.up_proj(hidden_BTD)  # type: ignore[operator]
+        public_BTF = functional.silu(gate_BTF) * up_BTF
+        own_BTF = functional.silu(gate_BTF + self._delta("gate_proj", hidden_BTD))
+        own_BTF = own_BTF * (up_BTF + self._delta("up_proj", hidden_BTD))
+        down = anchor.down_proj
+        own_BTD = down(own_BTF) + self._delta("down_proj", own_BTF)  # type: ignore[operator]
+        return down(public_BTF), own_BTD  # type: ignore[operator]
+
+    def _delta(self, name: str, x: Tensor) -> Tensor:
+        inner = functional.linear(x, getattr(self, f"{name}_in"))
+        return functional.linear(inner, getattr(self, f"{name}_out"))
+
+    def tensors(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        """What is shipped of it, by bundle name."""
+        for name in family.MATRICES:
+            yield family.delta_in(layer, name), getattr(self, f"{name}_in")
+            yield family.delta_out(layer, name), getattr(self, f"{name}_out")
+
+
+class PairLayer(nn.Module):
+    """Stands in for a decoder layer's ``mlp`` while an expert is trained.
+
+    After a forward pass ``context_BT`` and ``token_BT`` hold the logits of the two rows, for the
+    rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
+    """
+
+    def __init__(self, anchor: nn.Module, expert: FullExpert | LowRankExpert, width: int) -> None:
+        super().__init__()
+        self.anchor = anchor
+        self.expert = expert
+        self.context_row = nn.Parameter(torch.zeros(width))
+        self.token_row = nn.Parameter(torch.zeros(width))
+        self.temperature = 1.0
+        self.borders: Borders | None = None
+        self.context_BT = self.token_BT = torch.empty(0)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """The pair's mixed output, ``[B, T, D]``."""
+        hidden = hidden_BTD.float()
+        seen = hidden.detach()
+        self.token_BT = seen @ self.token_row
+        self.context_BT = self._evidence(seen)
+        public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
+        share_BT = self._evidence(hidden).sigmoid()
+        return public_BTD + share_BT[:, :, None].to(own_BTD.dtype) * (own_BTD - public_BTD)
+
+    def _evidence(self, hidden_BTD: Tensor) -> Tensor:
+        scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
+        return self.temperature * running_mean(scores_BTE, self.borders)[:, :, 0]
+
+
+class Pair:
+    """A dense model whose feed-forward blocks have been replaced by pairs, in every layer."""
+
+    def __init__(
+        self, backbone: Backbone, *, rank: int | None, temperature: float, seed: int
+    ) -> None:
+        self.backbone = backbone.requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        width = backbone.config.hidden_size
+        self.layers: list[PairLayer] = []
+        for layer in backbone.model.layers:
+            expert: FullExpert | LowRankExpert = (
+                FullExpert(layer.mlp)
+                if rank is None
+                else LowRankExpert(layer.mlp, rank, generator)
+            )
+            pair = PairLayer(layer.mlp, expert, width)
+            pair.temperature = temperature
+            pair.to(backbone.device)
+            layer.mlp = pair
+            self.layers.append(pair)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every tensor that may change, by name; all of them float32."""
+        named = self.backbone.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def set_borders(self, borders: Borders | None) -> None:
+        """Where documents begin in the windows of the next pass."""
+        for layer in self.layers:
+            layer.borders = borders
+
+    def row_loss(self, own_BT: Tensor, counted_BT: Tensor) -> Tensor:
+        """Binary cross-entropy of both rows of all layers: own text 1, public text 0.
+
+        Shapes: both ``[B, T]``; positions that are not counted (padding) weigh nothing.
+        """
+        logits_LBT = torch.stack([row for pair in self.layers for row in _rows(pair)])
+        loss_LBT = functional.binary_cross_entropy_with_logits(
+            logits_LBT, own_BT.expand_as(logits_LBT), reduction="none"
+        )
+        return (loss_LBT * counted_BT).sum() / (counted_BT.sum() * logits_LBT.shape[0])
+
+    def expert_tensors(self) -> dict[str, Tensor]:
+        """What a bundle ships: float32, on the CPU, the temperature folded into the context row."""
+        shipped: dict[str, Tensor] = {}
+        for number, pair in enumerate(self.layers):
+            shipped.update(pair.expert.tensors(number))
+            shipped[family.context_row(number)] = pair.context_row * pair.temperature
+            shipped[family.token_row(number)] = pair.token_row
+        return {
+            name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
+        }
+
+
+def _rows(pair: PairLayer) -> tuple[Tensor, Tensor]:
+    return pair.context_BT, pair.token_BT
