@@ -37,7 +37,7 @@ class PackedPaper(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    format: Literal["moiety.packed/1"] = "moiety.packed/1"
+    format: Literal["moiety.packed/1"]
     window_tokens: int = Field(gt=0)
     dtype: Literal["uint16", "uint32"]
     align: bool

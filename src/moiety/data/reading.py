@@ -60,10 +60,12 @@ def _read_all(found: list[Path | HubText], rules: ReadingRules) -> Iterator[Docu
 
 
 def _read_source(source: Path | HubText, rules: ReadingRules) -> Iterator[Document]:
+    if isinstance(source, HubText):
+        # Outside the net below: a lost connection is not bad text, and must not go unnoticed.
+        yield from _read_rows(_hub_rows(source), rules)
+        return
     try:
-        if isinstance(source, HubText):
-            yield from _read_rows(_hub_rows(source), rules)
-        elif kind_of(source) == "parquet":
+        if kind_of(source) == "parquet":
             yield from _read_rows(_parquet_rows(source, rules), rules)
         elif kind_of(source) == "lines":
             yield from _read_rows(_json_rows(source), rules)

@@ -117,6 +117,7 @@ class PackedWriter:
             self._check_one_window()
         self.close()
         paper = PackedPaper(
+            format="moiety.packed/1",
             window_tokens=self.layout.window_tokens,
             dtype="uint16" if self.layout.dtype.itemsize == 2 else "uint32",
             align=self.layout.align,
