@@ -1,0 +1,278 @@
+"""An owner's expert: trained at home, beside a frozen anchor, on text that never leaves the run.
+
+Legend: B window, T position.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moiety.bundle import anchors, papers
+from moiety.data import DocumentNats, PackedText, Skipped
+from moiety.errors import ConfigError, StateError
+from moiety.family import owner_problem
+from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
+from moiety.model import Backbone, Borders, load_dense, training_loss
+from moiety.tensors import array_plan, write_tensors
+from moiety.train.batches import StepBatches, whole_steps
+from moiety.train.compute import Compute, resolve_compute
+from moiety.train.config import TrainConfig
+from moiety.train.judge import judge_backbone
+from moiety.train.loop import Job, Loop, Outcome
+from moiety.train.pair import Pair
+from moiety.train.sample import Sources
+from moiety.train.texts import Texts, prepare_texts
+
+OWN_EPOCHS = 3
+"""Most passes over the owner's text by default; held-out loss ends training sooner."""
+
+TOKENS_PER_PARAMETER = 0.2
+"""Most training tokens by default, per parameter of the anchor."""
+
+RUN_PAPER = "run.json"
+START_PAPER = "start.json"
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """What an owner asked for. ``heldout`` is text to judge on instead of a share of the own."""
+
+    anchor: Path
+    sources: Sources
+    owner: str
+    out: Path
+    config: TrainConfig
+    heldout: Sources | None = None
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """A finished run."""
+
+    folder: Path
+    paper: papers.RunPaper
+    skipped: Skipped
+
+
+def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False) -> TrainedExpert:
+    """Trains one owner's expert against an anchor; everything it needs and makes stays in ``out``.
+
+    Raises:
+        ConfigError: an owner name that cannot be one, settings that do not fit the anchor.
+        StateError: ``out`` holds another run, or this one is not resumed as it was begun.
+        DataError: text that cannot be read, or too little of it.
+        TrustError: the anchor is not what its paper says.
+    """
+    problem = owner_problem(plan.owner)
+    if problem:
+        raise ConfigError(f"not an owner's name: {plan.owner!r}", remedy=problem)
+    anchor = anchors.verify_anchor(plan.anchor)
+    rank, paper = plan.config.pair.rank, anchor.paper
+    if rank is not None and rank > min(paper.width, paper.hidden):
+        raise ConfigError(f"rank {rank} is larger than the anchor's matrices", where="pair.rank")
+    with _locked(plan.out):
+        _check_start(plan, anchor.digest, resume)
+        skipped = Skipped()
+        texts = prepare_texts(
+            plan.anchor, plan.sources, plan.heldout, plan.config, plan.out / "text", skipped
+        )
+        return TrainedExpert(plan.out, _train(plan, anchor, texts, resume, quiet), skipped)
+
+
+def _train(
+    plan: ExpertPlan, anchor: anchors.Anchor, texts: Texts, resume: bool, quiet: bool
+) -> papers.RunPaper:
+    config = plan.config
+    tokens = config.budget.tokens or default_tokens(texts.own, anchor.paper, config)
+    steps = whole_steps(tokens, config.batch.windows, config.data.window_tokens)
+    compute = resolve_compute(config.compute, steps)
+    backbone = load_dense(plan.anchor, dtype=torch.float32, device=compute.device)
+    if config.data.window_tokens > backbone.config.max_position_embeddings:
+        raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
+    before = _judge_both(backbone, None, texts, config, compute)
+    pair = Pair(
+        backbone, rank=config.pair.rank, temperature=config.pair.temperature, seed=config.seed
+    )
+    compute.prepare_frozen(backbone)
+    frozen = frozen_digest(backbone)
+    job = expert_job(pair, texts, config, compute, steps, plan.owner)
+    outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
+    if frozen_digest(backbone) != frozen:
+        raise StateError("a frozen tensor changed during training", where=plan.out)
+    after = _judge_both(backbone, pair, texts, config, compute)
+    expert = _write_expert(pair, plan.out / "expert.safetensors")
+    result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))
+    paper = _run_paper(plan, anchor, texts.facts(), expert, outcome, result)
+    papers.write_paper(plan.out / RUN_PAPER, paper)
+    shutil.rmtree(plan.out / "checkpoints", ignore_errors=True)
+    return paper
+
+
+def expert_job(
+    pair: Pair, texts: Texts, config: TrainConfig, compute: Compute, steps: int, title: str
+) -> Job:
+    """The pair is trained on own and public text; judged on the owner's held-out text."""
+    windows = config.batch.windows
+    public_windows = round(config.data.public_share * windows)
+    if public_windows >= windows:
+        raise ConfigError("no window is left for the owner's text", where="data.public_share")
+    batches = StepBatches(texts.own, texts.public, windows, public_windows, config.seed)
+    backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
+
+    def losses(step: int) -> Iterator[Tensor]:
+        for batch in batches.micro(step, config.batch.micro_windows, compute.device):
+            pair.set_borders(Borders.from_documents(batch.documents_BT))
+            with compute.autocast():
+                loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
+            rows = pair.row_loss(batch.own_B[:, None], (batch.documents_BT >= 0).float())
+            yield (loss + config.pair.row_weight * rows) * batch.weight
+
+    def judge() -> float:
+        tokens = config.budget.judge_tokens
+        return _judge(backbone, pair, texts.own_heldout, tokens, compute).bits_per_byte
+
+    return Job(
+        title=title,
+        parameters=pair.trainable(),
+        losses=losses,
+        judge=judge,
+        tokens_per_step=windows * config.data.window_tokens,
+        num_steps=steps,
+    )
+
+
+def frozen_digest(backbone: Backbone) -> str:
+    """One SHA-256 over every tensor that must not change, by sorted name."""
+    state = hashlib.sha256()
+    for name, parameter in sorted(backbone.named_parameters()):
+        if not parameter.requires_grad:
+            state.update(name.encode())
+            state.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def default_tokens(own: PackedText, anchor: papers.AnchorPaper, config: TrainConfig) -> int:
+    """Training tokens when nobody says: a few passes, bounded by the size of the anchor."""
+    parameters = sum(
+        tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1)
+        for tensor in anchor.tensors.values()
+    )
+    passes = OWN_EPOCHS * own.num_tokens / (1 - config.data.public_share)
+    return round(min(passes, TOKENS_PER_PARAMETER * parameters))
+
+
+def _judge(
+    backbone: Backbone, pair: Pair | None, text: PackedText, max_tokens: int, compute: Compute
+) -> DocumentNats:
+    def tell_borders(documents_BT: Tensor) -> None:
+        if pair is not None:
+            pair.set_borders(Borders.from_documents(documents_BT))
+
+    return judge_backbone(
+        backbone, text, max_tokens, before=tell_borders, precision=compute.autocast()
+    )
+
+
+def _judge_both(
+    backbone: Backbone, pair: Pair | None, texts: Texts, config: TrainConfig, compute: Compute
+) -> tuple[DocumentNats, DocumentNats]:
+    tokens = config.budget.final_tokens
+    own, public = (
+        _judge(backbone, pair, text, tokens, compute)
+        for text in (texts.own_heldout, texts.public_heldout)
+    )
+    return own, public
+
+
+def _bits(anchor: DocumentNats, pair: DocumentNats) -> papers.PairBits:
+    return papers.PairBits(
+        anchor=anchor.bits_per_byte, pair=pair.bits_per_byte, documents=len(anchor.documents)
+    )
+
+
+def _write_expert(pair: Pair, path: Path) -> papers.FileFacts:
+    tensors = sorted(pair.expert_tensors().items())
+    scratch = path.with_suffix(".partial")
+    write_tensors(scratch, [array_plan(name, tensor.numpy()) for name, tensor in tensors])
+    scratch.rename(path)
+    return papers.FileFacts(bytes=path.stat().st_size, sha256=digest_file(path))
+
+
+def _run_paper(
+    plan: ExpertPlan,
+    anchor: anchors.Anchor,
+    text: papers.TextFacts,
+    expert: papers.FileFacts,
+    outcome: Outcome,
+    result: papers.RunResult,
+) -> papers.RunPaper:
+    return papers.RunPaper(
+        family=anchor.paper.family,
+        num_layers=anchor.paper.num_layers,
+        width=anchor.paper.width,
+        hidden=anchor.paper.hidden,
+        owner=plan.owner,
+        anchor=anchor.digest,
+        rank=plan.config.pair.rank,
+        expert=expert,
+        config=plan.config.model_dump(mode="json"),
+        seed=plan.config.seed,
+        versions={name: version(name) for name in ("moiety", "torch", "transformers")},
+        text=text,
+        steps=outcome.steps,
+        tokens_seen=outcome.tokens_seen,
+        seconds=round(outcome.seconds, 1),
+        result=result,
+    )
+
+
+def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
+    """A run's folder belongs to one owner, anchor and text, from its first moment."""
+    sources = {"paths": [str(p) for p in plan.sources.paths], "key": plan.sources.record_key}
+    start = {
+        "format": "moiety.start/1",
+        "owner": plan.owner,
+        "anchor": anchor_digest,
+        "text": sources,
+    }
+    path = plan.out / START_PAPER
+    if (plan.out / RUN_PAPER).exists():
+        raise StateError("this run is finished", where=plan.out, remedy="pack it: moiety pack")
+    if not path.exists():
+        write_atomic(path, canonical_json(start))
+        return
+    if not resume:
+        raise StateError(
+            "a run was begun here", where=plan.out, remedy="go on with --resume, or remove it"
+        )
+    if parse_json(read_limited(path), path) != start:
+        raise StateError(
+            "this run was begun for another owner, anchor or text",
+            where=plan.out,
+            remedy="resume with the same ones, or begin a new run in another folder",
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One process a run: two would overwrite each other's checkpoints."""
+    if out.exists() and not out.is_dir():
+        raise StateError("not a folder", where=out)
+    out.mkdir(parents=True, exist_ok=True)
+    out.chmod(0o700)  # private text lies here
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError("another process is working on this run", where=out) from error
+        yield

@@ -1,0 +1,88 @@
+"""The texts of a run, tokenised once into its own folder: the owner's and the anchor's public one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moiety.bundle import papers
+from moiety.data import PackedText, Skipped, load_tokenizer, pack_split, pack_text
+from moiety.train.config import TrainConfig
+from moiety.train.sample import Sources, sample_sources
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a run trains on, and what it is judged on."""
+
+    own: PackedText
+    own_heldout: PackedText
+    public: PackedText
+    public_heldout: PackedText
+
+    def facts(self) -> papers.TextFacts:
+        """Exact size of the owner's text: for the run's own paper, which stays at home."""
+        parts = (self.own, self.own_heldout)
+        return papers.TextFacts(
+            records=sum(part.num_records for part in parts),
+            documents=sum(part.num_documents for part in parts),
+            tokens=sum(part.num_tokens for part in parts),
+            bytes=sum(part.num_bytes for part in parts),
+        )
+
+
+def prepare_texts(
+    anchor: Path,
+    own: Sources,
+    heldout: Sources | None,
+    config: TrainConfig,
+    folder: Path,
+    skipped: Skipped,
+) -> Texts:
+    """Tokenises what is not there yet; a resumed run finds everything in place."""
+    if not (folder / "public").exists():
+        public = sample_sources(anchor)
+        _pack(anchor, public, None, config, folder / "public", Skipped())
+    if not (folder / "own").exists():
+        _pack(anchor, own, heldout, config, folder / "own", skipped)
+    return Texts(
+        PackedText.open(folder / "own" / "train"),
+        PackedText.open(folder / "own" / "heldout"),
+        PackedText.open(folder / "public" / "train"),
+        PackedText.open(folder / "public" / "heldout"),
+    )
+
+
+def _pack(
+    anchor: Path,
+    sources: Sources,
+    heldout: Sources | None,
+    config: TrainConfig,
+    folder: Path,
+    skipped: Skipped,
+) -> None:
+    tokenizer, separator = load_tokenizer(anchor)
+    window = config.data.window_tokens
+    documents = sources.documents(skipped)
+    if heldout is None:
+        fraction = config.data.heldout_fraction
+        pack_split(
+            documents,
+            tokenizer,
+            folder,
+            window_tokens=window,
+            separator=separator,
+            heldout_fraction=fraction,
+        )
+        return
+    # The folder's name appears only when both parts stand: a killed run begins this again.
+    with new_folder(folder) as fresh:
+        for part, text in (("train", documents), ("heldout", heldout.documents(skipped))):
+            pack_text(
+                text,
+                tokenizer,
+                fresh / part,
+                window_tokens=window,
+                separator=separator,
+                align=part == "heldout",
+            )
