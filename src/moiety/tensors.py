@@ -111,7 +111,8 @@ class TensorFile:
 
     def digest_file(self) -> str:
         """SHA-256 of the whole file, header and all, through the handle that is open."""
-        state, buffer, at = hashlib.sha256(), bytearray(BLOCK_BYTES), 0
+        size = os.fstat(self._file.fileno()).st_size
+        state, buffer, at = hashlib.sha256(), bytearray(min(size, BLOCK_BYTES) + 1), 0
         while done := os.preadv(self._file.fileno(), [buffer], at):
             state.update(memoryview(buffer)[:done])
             at += done

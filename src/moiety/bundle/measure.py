@@ -21,6 +21,7 @@ from moiety.errors import IntegrityError, PolicyError
 from moiety.tensors import ITEM_BYTES, TensorFile, decode
 
 _THREADS = 2
+_WORTH_THREADS_BYTES = 8 * 2**20
 _SLAB_COLUMNS = 4096
 
 Job = TypeVar("Job")
@@ -35,8 +36,15 @@ class Measured:
     norm: float
 
 
-def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
-    """``work`` on every job by two threads; results, and the first failure, in the jobs' order."""
+def in_threads(
+    work: Callable[[Job], Result], jobs: Iterable[Job], num_bytes: int = _WORTH_THREADS_BYTES
+) -> list[Result]:
+    """``work`` on every job by two threads; results, and the first failure, in the jobs' order.
+
+    When there are few bytes to read, this thread does it sooner alone.
+    """
+    if num_bytes < _WORTH_THREADS_BYTES:
+        return [work(job) for job in jobs]
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(work, jobs))
 

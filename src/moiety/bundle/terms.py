@@ -37,7 +37,7 @@ SSPL-1.0 UPL-1.0 Unlicense W3C WTFPL Zlib etalab-2.0
 KNOWN_LICENCES = frozenset(_LICENCES.split())
 """The ids of the SPDX licence list that data and models are commonly published under."""
 
-_LICENCE = re.compile(r"(LicenseRef-)?[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
+_LICENCE = re.compile(r"(LicenseRef-|(?!LicenseRef-))[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
 _PURPOSE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _CONTACT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]*")
 _TERMS_MAX_BYTES = 64 * 2**10

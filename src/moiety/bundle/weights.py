@@ -91,7 +91,8 @@ def _check_digests(tensors: TensorFile, manifest: Manifest) -> dict[str, float]:
 
     names = sorted(manifest.tensors)
     # The whole file first: one thread walks it while the other walks the tensors behind it.
-    return dict(zip(names, in_threads(check, [None, *names])[1:], strict=True))
+    found = in_threads(check, [None, *names], manifest.files[WEIGHTS].bytes)
+    return dict(zip(names, found[1:], strict=True))
 
 
 def _anchor_norm(anchor: AnchorFacts, layer: int, matrix: str) -> float:
@@ -134,7 +135,8 @@ def _check_low_rank(
                 where=f"{tensors.path}: {out}",
             )
 
-    in_threads(check, [(n, matrix) for n in range(manifest.num_layers) for matrix in MATRICES])
+    places = [(n, matrix) for n in range(manifest.num_layers) for matrix in MATRICES]
+    in_threads(check, places, manifest.files[WEIGHTS].bytes)
 
 
 def _check_rows(
