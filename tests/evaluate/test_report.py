@@ -119,7 +119,7 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        fetching = ("src", "srcset", "href", "data", "action", "poster", "background", "style")
+        fetching = ("src", "srcset", "href", "data", "action", "poster", "background")
         self.links += [value for name, value in attrs if name in fetching]
         assert not [name for name, _ in attrs if name.startswith("on")]
 

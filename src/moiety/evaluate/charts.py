@@ -25,7 +25,7 @@ _WHOLE = "#0072b2"
 _PRICE = "#d55e00"
 _OWNERS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 _HATCHES = ("", "//", "..", "xx")
-_LABEL_CHARS = 20
+_LABEL_CHARS = 24
 
 
 class Theme(NamedTuple):
@@ -63,7 +63,7 @@ def _bits_per_byte(evaluation: Evaluation, theme: Theme) -> bytes:
         ("anchor + the text's own expert", _ALONE, "anchor+{}"),
         ("whole release", _WHOLE, "all"),
     )
-    handles = {}
+    handles: dict[str, Any] = {}
     for place, text in enumerate(texts):
         there = [kind for kind in kinds if kind[2].format(text) in evaluation.models]
         for number, (label, colour, model) in enumerate(there):
@@ -73,7 +73,7 @@ def _bits_per_byte(evaluation: Evaluation, theme: Theme) -> bytes:
     _name_ticks(axes.xaxis, texts, slanted=len(texts) > 6)
     axes.set_ylabel("bits per byte, lower is better", color=theme.ink)
     axes.grid(axis="y", color=theme.faint, linewidth=0.8)
-    _legend(figure, handles, theme)
+    _legend(figure, {kind[0]: handles[kind[0]] for kind in kinds if kind[0] in handles}, theme)
     return _png(figure)
 
 
@@ -171,6 +171,7 @@ def _routing(evaluation: Evaluation, theme: Theme) -> bytes:
                 axes.text(
                     starts[y] + share / 2, y, f"{100 * share:.0f}", ha="center", va="center",
                     fontsize=9, color=_readable_on(colour), zorder=3,
+                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
                 )  # fmt: skip
         starts = [start + share for start, share in zip(starts, shares, strict=True)]
     axes.set_xlim(0, max(1.0, *starts))
@@ -210,11 +211,16 @@ def _name_ticks(axis: Any, names: Any, *, slanted: bool = False) -> None:
 
 
 def _legend(figure: Any, handles: dict[str, Any], theme: Theme) -> None:
+    labels = [_short(name, 32) for name in handles]
+    # about eleven characters an inch, five for the patch and the space beside it
+    room = 11 * figure.get_figwidth()
+    in_one_row = sum(len(label) + 5 for label in labels) <= room
+    columns = len(labels) if in_one_row else int(room / (max(map(len, labels)) + 5))
     legend = figure.legend(
         list(handles.values()),
-        [_short(name, 32) for name in handles],
+        labels,
         loc="outside upper center",
-        ncols=min(4, len(handles)),
+        ncols=max(1, columns),
         frameon=False,
         fontsize=9,
         labelcolor=theme.ink,
@@ -228,7 +234,10 @@ def _caption(axes: Any, text: str, theme: Theme) -> None:
 
 
 def _short(name: str, length: int = _LABEL_CHARS) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Cut in the middle: names of a kind differ at the end, names of different kinds before."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[len(name) - (length - length // 2 - 1) :]}"
 
 
 def _readable_on(colour: str) -> str:

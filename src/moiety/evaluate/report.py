@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -237,8 +237,18 @@ def render_page(evaluation: Evaluation, light: dict[str, bytes], dark: dict[str,
     )
 
 
-def _embedded(pictures: dict[str, bytes]) -> dict[str, str]:
+class _Picture(NamedTuple):
+    source: str
+    least_width: int
+
+
+def _embedded(pictures: dict[str, bytes]) -> dict[str, _Picture]:
+    """Pictures as data URLs, with the width in CSS pixels below which they cannot be read."""
     return {
-        name: "data:image/png;base64," + base64.b64encode(picture).decode()
+        name: _Picture(
+            "data:image/png;base64," + base64.b64encode(picture).decode(),
+            # a PNG's width stands at byte 16; charts have 150 dots an inch
+            int.from_bytes(picture[16:20], "big") // 2,
+        )
         for name, picture in pictures.items()
     }
