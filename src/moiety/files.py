@@ -77,9 +77,9 @@ def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise FormatError(f"{size:,} bytes, the limit is {max_bytes:,}", where=path)
-        data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise FormatError(f"grew past its limit of {max_bytes:,} bytes", where=path)
+        data = file.read(size + 1)
+        if len(data) > size:
+            raise FormatError("grew while it was read", where=path)
         return data
 
 
@@ -110,7 +110,7 @@ def list_files(folder: Path, max_files: int = 100_000) -> list[str]:
 
 
 def check_relative(name: str, where: str | Path) -> None:
-    """Raises ``FormatError`` unless ``name`` is a plain relative POSIX path with no tricks in it."""
+    """Raises ``FormatError`` unless ``name`` is a plain relative POSIX path."""
     path = PurePosixPath(name)
     plain = name == path.as_posix() and not path.is_absolute() and "\\" not in name
     if not name or not plain or any(part in ("..", ".") for part in path.parts):

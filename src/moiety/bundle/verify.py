@@ -23,8 +23,8 @@ from moiety.bundle.manifests import (
 from moiety.bundle.papers import Manifest, reading
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.weights import check_weights, open_weights
-from moiety.errors import IntegrityError, PolicyError
-from moiety.files import check_regular, digest_bytes, read_limited
+from moiety.errors import FormatError, IntegrityError, PolicyError
+from moiety.files import digest_bytes, read_limited
 from moiety.tensors import TensorFile
 
 CARD_MAX_BYTES = 2**20
@@ -114,11 +114,11 @@ def _check_file_set(folder: Path) -> None:
         for entry in entries:
             if entry.name not in FILES:
                 raise IntegrityError(f"no part of a bundle: {entry.name!a}", where=folder)
+            if not entry.is_file(follow_symlinks=False):
+                raise FormatError("not a regular file", where=folder / entry.name)
             found.add(entry.name)
     for name in sorted(FILES - found):
         raise IntegrityError(f"{name} is missing", where=folder)
-    for name in sorted(FILES):
-        check_regular(folder / name)
 
 
 def _check_terms(manifest: Manifest, today: date, folder: Path) -> None:
