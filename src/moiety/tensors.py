@@ -162,7 +162,7 @@ def open_tensors(
     except BaseException:
         file.close()
         raise
-    return TensorFile(path, file, spans)  # type: ignore[arg-type]
+    return TensorFile(path, file, spans)
 
 
 def _read_header(file: Any, size: int, path: Path, max_header_bytes: int) -> dict[str, TensorSpan]:

@@ -65,8 +65,9 @@ class Windows:
     @property
     def counted(self) -> npt.NDArray[np.bool_]:
         """Which targets continue their input's document, ``[B, T]``."""
-        own = self.documents[:, 1:] == self.documents[:, :-1]
-        return own & (self.documents[:, 1:] >= 0)
+        targets = self.documents[:, 1:]
+        own: npt.NDArray[np.bool_] = (targets == self.documents[:, :-1]) & (targets >= 0)
+        return own
 
 
 class PackedText:
@@ -121,7 +122,8 @@ class PackedText:
     @property
     def document_tokens(self) -> Longs:
         """Tokens of each document, its separator left out, ``[D]``."""
-        return np.asarray(self._ends) - np.asarray(self._starts) - 1
+        sizes: Longs = self._ends - self._starts - 1
+        return sizes
 
     def windows_of(self, documents: Longs) -> Longs:
         """The windows of an aligned text that hold these documents, in their order."""

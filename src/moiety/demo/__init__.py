@@ -1,1 +1,5 @@
-"""The whole story on one laptop."""
+"""The story on one laptop: three owners, a merged model, a farewell."""
+
+from moiety.demo.story import tell
+
+__all__ = ["tell"]

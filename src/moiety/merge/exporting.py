@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moiety.files import canonical_json, link_or_copy, new_folder
+from moiety.files import canonical_json, link_or_copy
 from moiety.merge import layout
+from moiety.merge.leftovers import clean_folder
 from moiety.merge.lowrank import Source, materialised
 from moiety.merge.release import Release, open_release
 from moiety.merge.roster import Slot
@@ -39,7 +40,7 @@ def export(release: Path, name: str, out: Path, *, progress: Progress | None = N
     """
     standing = open_release(Path(release))
     expert = standing.expert(name)
-    with OpenFiles() as files, new_folder(out) as folder:
+    with OpenFiles() as files, clean_folder(out) as folder:
         pieces = _shared(standing, files) + _matrices(standing, expert, files)
         pieces.sort(key=lambda piece: piece.name)
         write_shards(folder, {WEIGHTS: pieces}, progress)

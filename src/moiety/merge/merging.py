@@ -10,8 +10,8 @@ from pathlib import Path
 
 from moiety.bundle import VerifiedBundle, anchors, verify_bundle
 from moiety.errors import ConfigError, PolicyError
-from moiety.files import new_folder
 from moiety.merge.assemble import assemble
+from moiety.merge.leftovers import clean_folder
 from moiety.merge.release import open_release
 from moiety.merge.roster import MAX_EXPERTS, Roster, roster_digest
 from moiety.merge.sources import (
@@ -65,7 +65,7 @@ def merge(
         middle = time.monotonic()
         ground = ground_from_anchor(verified_anchor, files)
         members = [member_from_bundle(bundle, ground, native=native) for bundle in verified]
-        with new_folder(out) as folder:
+        with clean_folder(out) as folder:
             roster = assemble(
                 folder, ground, members, top_k=top_k, native=native, progress=progress
             )
@@ -102,7 +102,7 @@ def admit(
         ground = ground_from_release(standing, files)
         members = [member_from_release(standing, slot, files) for slot in roster.experts[1:]]
         members.append(member_from_bundle(verified, ground, native=roster.native))
-        with new_folder(out) as folder:
+        with clean_folder(out) as folder:
             grown = assemble(
                 folder,
                 ground,

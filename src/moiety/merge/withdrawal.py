@@ -10,9 +10,9 @@ from pathlib import Path
 
 from moiety.bundle import orders, papers, signing
 from moiety.errors import ConfigError, IntegrityError, PolicyError, SignatureError, StateError
-from moiety.files import new_folder
 from moiety.merge import layout
 from moiety.merge.assemble import assemble
+from moiety.merge.leftovers import clean_folder
 from moiety.merge.release import Release, open_release, verify_release
 from moiety.merge.roster import Roster, Slot, roster_digest
 from moiety.merge.sources import OpenFiles, ground_from_release, member_from_release
@@ -64,7 +64,7 @@ def withdraw(
     check_order(before, expert, ordered)
     paper_path = Path(receipt) if receipt else target.with_name(f"{target.name}.receipt.json")
     removed = removed_digests(before, expert)
-    with _pending(paper_path) as pending, new_folder(target, replace=in_place) as folder:
+    with _pending(paper_path) as pending, clean_folder(target, replace=in_place) as folder:
         shrunk = _assemble_without(before, name, folder, progress)
         after = Release(target, shrunk, roster_digest(shrunk), before.anchor)
         paper = papers.Receipt(

@@ -1,12 +1,11 @@
 """What is computed: the frozen backbone, the mixture in its layers, evidence, scores."""
 
-from moiety.model.checkpoint import Backbone, load_dense
+from moiety.model.checkpoint import load_dense
 from moiety.model.evidence import Borders, EvidenceCache, running_mean
 from moiety.model.mixture import Mixture, load_mixture
 from moiety.model.score import token_nats, training_loss
 
 __all__ = [
-    "Backbone",
     "Borders",
     "EvidenceCache",
     "Mixture",

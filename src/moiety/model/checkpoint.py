@@ -18,15 +18,16 @@ from moiety.errors import FormatError
 from moiety.family import MATRICES, OLMO2
 from moiety.model.layer import LowRankFeedForward, MixtureLayer, Routing, RoutingMode
 
-Backbone = Olmo2ForCausalLM
 
-
-def load_dense(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Backbone:
+def load_dense(
+    folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> Olmo2ForCausalLM:
     """A dense checkpoint as it is, in evaluation mode; ``dtype`` None keeps the one on disk."""
     model = Olmo2ForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
     )
-    return model.to(device).eval()
+    loaded: Olmo2ForCausalLM = model.to(device).eval()
+    return loaded
 
 
 def dense_config(folder: Path) -> Olmo2Config:
@@ -62,7 +63,7 @@ def build_mixture(
     routing: RoutingMode,
     dtype: torch.dtype | None,
     device: str,
-) -> tuple[Backbone, Routing]:
+) -> tuple[Olmo2ForCausalLM, Routing]:
     """The release in ``folder`` as a backbone whose feed-forward blocks are mixtures.
 
     ``files`` and ``ranks`` are in slot order, the anchor first; a rank means the file holds
@@ -105,7 +106,7 @@ def _expert(
     slot: int,
     rank: int | None,
 ) -> nn.Module:
-    dtype = anchor.gate_proj.weight.dtype  # type: ignore[union-attr]
+    dtype = next(anchor.parameters()).dtype
     if rank is None:
         with torch.device("meta"):
             expert: nn.Module = Olmo2MLP(config)
@@ -121,5 +122,7 @@ def _expert(
     try:
         expert.load_state_dict({n: t.to(dtype) for n, t in state.items()}, assign=True)
     except RuntimeError as error:
-        raise FormatError(f"tensors of slot {slot} do not fit the model", where=f"layer {layer}") from error
+        raise FormatError(
+            f"tensors of slot {slot} do not fit the model", where=f"layer {layer}"
+        ) from error
     return expert

@@ -32,10 +32,11 @@ class Borders:
     """Where the documents of a packed batch begin.
 
     Shapes: ``starts_BT`` is the index, in this pass, of the first token of the document that
-    position t belongs to.
+    position t belongs to; ``real_BT`` is false where there is only padding.
     """
 
     starts_BT: Tensor
+    real_BT: Tensor
 
     @classmethod
     def from_documents(cls, documents_BT: Tensor) -> Borders:
@@ -43,7 +44,8 @@ class Borders:
         places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
         changed_BT = documents_BT != documents_BT.roll(1, dims=1)
         changed_BT[:, 0] = True
-        return cls(torch.where(changed_BT, places_T, 0).cummax(dim=1).values)
+        starts_BT = torch.where(changed_BT, places_T, 0).cummax(dim=1).values
+        return cls(starts_BT, documents_BT >= 0)
 
 
 def running_mean(scores_BTE: Tensor, borders: Borders | None = None) -> Tensor:
@@ -85,7 +87,7 @@ def continued_mean(
     return mean_BTE, Sums(total_BTE[:, -1], count_BT[:, -1])
 
 
-class EvidenceCache(DynamicCache):
+class EvidenceCache(DynamicCache):  # type: ignore[misc]
     """Keys, values, and the evidence that was gathered with them.
 
     Trap: keys and values computed with an expert carry its influence, so a cache remembers which

@@ -97,10 +97,10 @@ class LowRankFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``down(silu(gate(h)) * up(h))`` with each matrix corrected."""
-        gate = functional.silu(self._apply("gate_proj", hidden))
-        return self._apply("down_proj", gate * self._apply("up_proj", hidden))
+        gate = functional.silu(self._project("gate_proj", hidden))
+        return self._project("down_proj", gate * self._project("up_proj", hidden))
 
-    def _apply(self, name: str, x: Tensor) -> Tensor:
+    def _project(self, name: str, x: Tensor) -> Tensor:
         base: Tensor = getattr(self._anchor[0], name)(x)
         delta: Tensor = getattr(self, name)(x)
         return base + delta
@@ -120,7 +120,11 @@ class MixtureLayer(nn.Module):
     """Experts of one layer, and the two rows each of them is routed by."""
 
     def __init__(
-        self, layer: int, experts: list[nn.Module], rows: dict[RoutingMode, Tensor], routing: Routing
+        self,
+        layer: int,
+        experts: list[nn.Module],
+        rows: dict[RoutingMode, Tensor],
+        routing: Routing,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -183,8 +187,9 @@ class MixtureLayer(nn.Module):
         return mixed_ND.reshape(shape)
 
     def _observe(self, weights_BTE: Tensor) -> None:
-        shares_LS, valid_BT = self.routing.shares_LS, self.routing.current.valid_BT
+        shares_LS, now = self.routing.shares_LS, self.routing.current
         assert shares_LS is not None
+        valid_BT = now.valid_BT if now.borders is None else now.borders.real_BT
         if valid_BT is not None:
             weights_BTE = weights_BTE * valid_BT[:, :, None]
         total_E = weights_BTE.double().sum(dim=(0, 1)).cpu()

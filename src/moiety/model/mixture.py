@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, TextStreamer
+from transformers import AutoTokenizer, GenerationConfig, Olmo2ForCausalLM, TextStreamer
 
 from moiety.errors import ConfigError
-from moiety.model.checkpoint import Backbone, build_mixture
+from moiety.model.checkpoint import build_mixture
 from moiety.model.evidence import Borders, EvidenceCache
 from moiety.model.layer import Routing, RoutingMode, begin_pass
 from moiety.model.score import token_nats
@@ -27,7 +27,7 @@ class Mixture:
     """
 
     def __init__(
-        self, backbone: Backbone, routing: Routing, names: Sequence[str], tokenizer: Any
+        self, backbone: Olmo2ForCausalLM, routing: Routing, names: Sequence[str], tokenizer: Any
     ) -> None:
         self.backbone = backbone
         self.routing = routing
@@ -111,7 +111,9 @@ class Mixture:
     @contextmanager
     def watching(self) -> Iterator[Tensor]:
         """Adds up the routing weight each slot gets in each layer: yields ``[layers, slots]``."""
-        shares_LS = torch.zeros(len(self.backbone.model.layers), len(self.names), dtype=torch.double)
+        shares_LS = torch.zeros(
+            len(self.backbone.model.layers), len(self.names), dtype=torch.double
+        )
         self.routing.shares_LS = shares_LS
         try:
             yield shares_LS

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from moiety.model.checkpoint import Backbone
+from transformers import Olmo2ForCausalLM
 
 CHUNK_TOKENS = 1024
 """Logits of this many tokens exist at once: 1,024 x 100,352 float32 are 411 MB."""
 
 
 def hidden_states(
-    backbone: Backbone, inputs_BT: Tensor, decoder: Callable[..., Any] | None = None
+    backbone: Olmo2ForCausalLM, inputs_BT: Tensor, decoder: Callable[..., Any] | None = None
 ) -> Tensor:
     """The last hidden state of every position, after the final norm, ``[B, T, D]``."""
     # Not `or`: a compiled module has no truth value.
@@ -29,7 +28,7 @@ def hidden_states(
     return hidden
 
 
-def token_nats(backbone: Backbone, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def token_nats(backbone: Olmo2ForCausalLM, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each target, float32 ``[B, T]``. No gradient."""
     with torch.inference_mode():
         hidden_ND = hidden_states(backbone, inputs_BT).flatten(0, 1)
@@ -46,7 +45,7 @@ def token_nats(backbone: Backbone, inputs_BT: Tensor, targets_BT: Tensor) -> Ten
 
 
 def training_loss(
-    backbone: Backbone,
+    backbone: Olmo2ForCausalLM,
     inputs_BT: Tensor,
     targets_BT: Tensor,
     decoder: Callable[..., Any] | None = None,

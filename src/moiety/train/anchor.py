@@ -26,7 +26,7 @@ from moiety.data import (
 )
 from moiety.errors import ConfigError, StateError
 from moiety.files import link_or_copy, new_folder
-from moiety.model import Backbone, load_dense, training_loss
+from moiety.model import load_dense, training_loss
 from moiety.train.batches import StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import BudgetConfig, TrainConfig
@@ -161,7 +161,7 @@ def _train_dense(
     heldout: PackedText,
     resume: bool,
     quiet: bool,
-) -> tuple[Backbone, Outcome]:
+) -> tuple[Olmo2ForCausalLM, Outcome]:
     tokens = config.budget.tokens or ANCHOR_EPOCHS * train.num_tokens
     steps = whole_steps(tokens, config.batch.windows, train.window_tokens)
     compute = resolve_compute(config.compute, steps)
@@ -177,7 +177,7 @@ def _train_dense(
 
 
 def dense_job(
-    backbone: Backbone,
+    backbone: Olmo2ForCausalLM,
     train: PackedText,
     heldout: PackedText,
     config: TrainConfig,
@@ -196,9 +196,7 @@ def dense_job(
 
     def judge() -> float:
         tokens = config.budget.judge_tokens
-        return judge_backbone(
-            backbone, heldout, tokens, precision=compute.autocast()
-        ).bits_per_byte
+        return judge_backbone(backbone, heldout, tokens, precision=compute.autocast()).bits_per_byte
 
     return Job(
         title="anchor",
@@ -228,7 +226,7 @@ def _save_tokenizer(work: Path, folder: Path, window_tokens: int) -> None:
 
 
 def _finish(
-    folder: Path, public: Sources, backbone: Backbone, skipped: Skipped
+    folder: Path, public: Sources, backbone: Olmo2ForCausalLM, skipped: Skipped
 ) -> tuple[str, float]:
     """Adds the public sample, the probe and the paper.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ class Batch:
     targets_BT: Tensor
     documents_BT: Tensor
     own_B: Tensor
+    """1 for the owner's windows, 0 for public ones."""
+    balance_BT: Tensor
+    """Weight of each position in the rows' loss: half for own text, half for public, in a step."""
     weight: float
     """Share of the step's targets that this micro-batch holds."""
 
@@ -31,7 +35,12 @@ class StepBatches:
     """The windows of any step, from the step's number alone: resuming needs nothing else."""
 
     def __init__(
-        self, own: PackedText, public: PackedText | None, windows: int, public_windows: int, seed: int
+        self,
+        own: PackedText,
+        public: PackedText | None,
+        windows: int,
+        public_windows: int,
+        seed: int,
     ) -> None:
         self.own, self.public = own, public
         self.own_windows, self.public_windows = windows - public_windows, public_windows
@@ -43,6 +52,7 @@ class StepBatches:
         tokens, documents, own = self._windows(step)
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
+        balance = _balance(documents[:, :-1] >= 0, own)
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
@@ -51,18 +61,17 @@ class StepBatches:
                 torch.from_numpy(targets[part]).to(device),
                 torch.from_numpy(documents[part, :-1].copy()).to(device),
                 torch.from_numpy(own[part]).to(device),
+                torch.from_numpy(balance[part]).to(device),
                 float((targets[part] >= 0).sum()) / total,
             )
 
-    def _windows(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        own = self.own.windows(
-            self._own_sampler.indices(step * self.own_windows, self.own_windows)
-        )
+    def _windows(
+        self, step: int
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        own = self.own.windows(self._own_sampler.indices(step * self.own_windows, self.own_windows))
         parts = [own]
         if self.public is not None and self._public_sampler is not None and self.public_windows:
-            chosen = self._public_sampler.indices(
-                step * self.public_windows, self.public_windows
-            )
+            chosen = self._public_sampler.indices(step * self.public_windows, self.public_windows)
             parts.append(self.public.windows(chosen))
         label = np.repeat(
             np.array([1.0, 0.0], dtype=np.float32)[: len(parts)], [len(p.tokens) for p in parts]
@@ -72,6 +81,17 @@ class StepBatches:
             np.concatenate([p.documents for p in parts]),
             label,
         )
+
+
+def _balance(real_BT: np.ndarray[Any, Any], own_B: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    # Unbalanced, the rows would learn the batch's composition as a prior, and n owners would add
+    # n such priors against public text.
+    weight_BT = np.zeros(real_BT.shape, dtype=np.float32)
+    for kind in (0.0, 1.0):
+        of_kind_BT = real_BT & (own_B == kind)[:, None]
+        if of_kind_BT.any():
+            weight_BT[of_kind_BT] = 0.5 / of_kind_BT.sum()
+    return weight_BT
 
 
 def whole_steps(tokens: int, windows: int, window_tokens: int) -> int:

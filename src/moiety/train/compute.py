@@ -1,4 +1,4 @@
-"""Which device, which precision, compiled or not: what a machine is good at, decided in one place."""
+"""Which device, which precision, compiled or not: decided here and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import Olmo2ForCausalLM
 
 from moiety.errors import ConfigError
-from moiety.model import Backbone
 from moiety.train.config import ComputeConfig
 
 COMPILE_PAYS_STEPS = 150
@@ -33,7 +33,7 @@ class Compute:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
-    def decoder(self, backbone: Backbone) -> Callable[..., Any]:
+    def decoder(self, backbone: Olmo2ForCausalLM) -> Callable[..., Any]:
         """The backbone's decoder for training passes, compiled where it pays."""
         if self.checkpoint_activations:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -43,7 +43,7 @@ class Compute:
         compiled: Callable[..., Any] = torch.compile(backbone.model, dynamic=False)
         return compiled
 
-    def prepare_frozen(self, backbone: Backbone) -> None:
+    def prepare_frozen(self, backbone: Olmo2ForCausalLM) -> None:
         """Keeps frozen matrices in the precision they are multiplied in: no cast every step."""
         if not self.bf16:
             return
@@ -74,7 +74,7 @@ def resolve_compute(config: ComputeConfig, num_steps: int) -> Compute:
 def has_fast_bf16(device: str) -> bool:
     """Whether the device multiplies bf16 in hardware; emulated, it is several times slower."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public name for these two questions yet.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 

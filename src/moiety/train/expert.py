@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors, papers
 from moiety.data import DocumentNats, PackedText, Skipped
 from moiety.errors import ConfigError, StateError
 from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
-from moiety.model import Backbone, Borders, load_dense, training_loss
+from moiety.model import Borders, load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
 from moiety.train.batches import StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
@@ -134,8 +135,8 @@ def expert_job(
             pair.set_borders(Borders.from_documents(batch.documents_BT))
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
-            rows = pair.row_loss(batch.own_B[:, None], (batch.documents_BT >= 0).float())
-            yield (loss + config.pair.row_weight * rows) * batch.weight
+            rows = pair.row_loss(batch.own_B, batch.balance_BT)
+            yield loss * batch.weight + config.pair.row_weight * rows
 
     def judge() -> float:
         tokens = config.budget.judge_tokens
@@ -151,7 +152,7 @@ def expert_job(
     )
 
 
-def frozen_digest(backbone: Backbone) -> str:
+def frozen_digest(backbone: Olmo2ForCausalLM) -> str:
     """One SHA-256 over every tensor that must not change, by sorted name."""
     state = hashlib.sha256()
     for name, parameter in sorted(backbone.named_parameters()):
@@ -172,7 +173,11 @@ def default_tokens(own: PackedText, anchor: papers.AnchorPaper, config: TrainCon
 
 
 def _judge(
-    backbone: Backbone, pair: Pair | None, text: PackedText, max_tokens: int, compute: Compute
+    backbone: Olmo2ForCausalLM,
+    pair: Pair | None,
+    text: PackedText,
+    max_tokens: int,
+    compute: Compute,
 ) -> DocumentNats:
     def tell_borders(documents_BT: Tensor) -> None:
         if pair is not None:
@@ -184,7 +189,11 @@ def _judge(
 
 
 def _judge_both(
-    backbone: Backbone, pair: Pair | None, texts: Texts, config: TrainConfig, compute: Compute
+    backbone: Olmo2ForCausalLM,
+    pair: Pair | None,
+    texts: Texts,
+    config: TrainConfig,
+    compute: Compute,
 ) -> tuple[DocumentNats, DocumentNats]:
     tokens = config.budget.final_tokens
     own, public = (

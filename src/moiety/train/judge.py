@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Olmo2ForCausalLM
 
 from moiety.data import DocumentNats, PackedText
-from moiety.model import Backbone, token_nats
+from moiety.model import token_nats
 
 
 def judge_backbone(
-    backbone: Backbone,
+    backbone: Olmo2ForCausalLM,
     text: PackedText,
     max_tokens: int,
     *,

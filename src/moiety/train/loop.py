@@ -123,7 +123,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for loss in self.job.losses(self.at.step):
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
             raise StateError(

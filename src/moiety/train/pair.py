@@ -18,13 +18,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Olmo2ForCausalLM
 
 from moiety import family
-from moiety.model import Backbone, Borders, running_mean
+from moiety.model import Borders, running_mean
 
 
 class FullExpert(nn.Module):
     """A trainable copy of the anchor's block, in float32."""
+
+    gate_proj: Tensor
+    up_proj: Tensor
+    down_proj: Tensor
 
     def __init__(self, anchor: nn.Module) -> None:
         super().__init__()
@@ -110,14 +115,15 @@ class PairLayer(nn.Module):
 
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
-        return self.temperature * running_mean(scores_BTE, self.borders)[:, :, 0]
+        mean_BTE = running_mean(scores_BTE, self.borders)
+        return self.temperature * mean_BTE[:, :, 0]
 
 
 class Pair:
     """A dense model whose feed-forward blocks have been replaced by pairs, in every layer."""
 
     def __init__(
-        self, backbone: Backbone, *, rank: int | None, temperature: float, seed: int
+        self, backbone: Olmo2ForCausalLM, *, rank: int | None, temperature: float, seed: int
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
@@ -125,9 +131,7 @@ class Pair:
         self.layers: list[PairLayer] = []
         for layer in backbone.model.layers:
             expert: FullExpert | LowRankExpert = (
-                FullExpert(layer.mlp)
-                if rank is None
-                else LowRankExpert(layer.mlp, rank, generator)
+                FullExpert(layer.mlp) if rank is None else LowRankExpert(layer.mlp, rank, generator)
             )
             pair = PairLayer(layer.mlp, expert, width)
             pair.temperature = temperature
@@ -145,16 +149,17 @@ class Pair:
         for layer in self.layers:
             layer.borders = borders
 
-    def row_loss(self, own_BT: Tensor, counted_BT: Tensor) -> Tensor:
+    def row_loss(self, own_B: Tensor, balance_BT: Tensor) -> Tensor:
         """Binary cross-entropy of both rows of all layers: own text 1, public text 0.
 
-        Shapes: both ``[B, T]``; positions that are not counted (padding) weigh nothing.
+        Shapes: ``own_B``; ``balance_BT`` is the weight of each position. The mean is over layers
+        and rows.
         """
         logits_LBT = torch.stack([row for pair in self.layers for row in _rows(pair)])
         loss_LBT = functional.binary_cross_entropy_with_logits(
-            logits_LBT, own_BT.expand_as(logits_LBT), reduction="none"
+            logits_LBT, own_B[:, None].expand_as(logits_LBT), reduction="none"
         )
-        return (loss_LBT * counted_BT).sum() / (counted_BT.sum() * logits_LBT.shape[0])
+        return (loss_LBT * balance_BT).sum() / logits_LBT.shape[0]
 
     def expert_tensors(self) -> dict[str, Tensor]:
         """What a bundle ships: float32, on the CPU, the temperature folded into the context row."""

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors
 from moiety.data import Document, PackedText, Skipped, read_documents
 from moiety.errors import DataError
 from moiety.files import digest_bytes
-from moiety.model import Backbone, running_mean
+from moiety.model import running_mean
 from moiety.tensors import array_plan, write_tensors
 
 SAMPLE_MAX_BYTES = 16 * 2**20
-"""Public text shipped with an anchor: enough that a quarter of an owner's batches rarely repeats."""
+"""Public text shipped with an anchor: enough that an owner's batches rarely repeat it."""
 
 PROBE_POSITIONS = 512
 """States a layer at which a bundle's rows are tested before anybody runs it."""
@@ -85,7 +86,7 @@ def sample_sources(anchor: Path) -> Sources:
     return Sources([str(anchor / anchors.SAMPLE)], record_key="record")
 
 
-def write_probe(backbone: Backbone, text: PackedText, path: Path) -> None:
+def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> None:
     """Writes the states that enter each feed-forward block at positions of public text.
 
     Per layer ``layers.N.token`` (the state itself) and ``layers.N.context`` (its mean over the
@@ -109,7 +110,7 @@ def write_probe(backbone: Backbone, text: PackedText, path: Path) -> None:
 
 
 class _ProbeStates:
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Olmo2ForCausalLM) -> None:
         self.backbone = backbone
         self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
 

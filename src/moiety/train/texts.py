@@ -1,4 +1,4 @@
-"""The texts of a run, tokenised once into its own folder: the owner's and the anchor's public one."""
+"""The texts of a run, tokenised once into its folder: the owner's and the public sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moiety.bundle import papers
 from moiety.data import PackedText, Skipped, load_tokenizer, pack_split, pack_text
+from moiety.files import new_folder
 from moiety.train.config import TrainConfig
 from moiety.train.sample import Sources, sample_sources
 

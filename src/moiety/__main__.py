@@ -1,0 +1,5 @@
+"""``python -m moiety`` is ``moiety``."""
+
+from moiety.cli import main
+
+main()

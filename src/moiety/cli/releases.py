@@ -1,0 +1,188 @@
+"""``moiety merge``, ``withdraw``, ``admit``, ``export``: the coordinator's deeds. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moiety.cli import screen
+
+if TYPE_CHECKING:
+    from moiety.merge.merging import MergeSummary
+
+Release = Annotated[Path, typer.Argument(help="The release's folder.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
+Keys = Annotated[
+    list[Path] | None, typer.Option("--key", help="KEY.pub of an owner you accept; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON line.")]
+
+
+def merge(
+    anchor: Annotated[Path, typer.Argument(help="The anchor's folder.")],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Owners' bundles.")],
+    out: Out,
+    top_k: Annotated[
+        int | None, typer.Option(help="Experts a token uses; default: all, at most 5.")
+    ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Keep low-rank experts small; only moiety loads it.")
+    ] = False,
+    key: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify bundles of owners who never met and merge them into one release.
+
+    Same inputs give the same bytes, in whatever order they are named.
+
+    Example: moiety merge anchor/ hospital.expert court.expert --out release/
+    """
+    from moiety.merge import merge as merge_bundles
+
+    allowed = _allowed(key)
+    with screen.byte_bar("merging") as advance:
+        done = merge_bundles(
+            anchor,
+            bundles,
+            out,
+            top_k=top_k,
+            native=native,
+            keys=allowed,
+            progress=advance,
+        )
+    _tell(done, as_json)
+
+
+def admit(
+    release: Release,
+    bundle: Annotated[Path, typer.Argument(help="The bundle of an owner who joins.")],
+    out: Out,
+    key: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add an owner: byte for byte the merge that always had it.
+
+    Example: moiety admit release/ bank.expert --out release-2/
+    """
+    from moiety.merge import admit as admit_bundle
+
+    with screen.byte_bar("admitting") as advance:
+        done = admit_bundle(release, bundle, out, keys=_allowed(key), progress=advance)
+    _tell(done, as_json)
+
+
+def withdraw(
+    release: Release,
+    name: Annotated[str, typer.Argument(help="The owner who leaves.")],
+    order: Annotated[Path, typer.Option(help="The owner's signed order.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the new release.")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the release itself.")
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Coordinator's key for the receipt; default ~/.moiety/coordinator.pem."),
+    ] = None,
+    receipt: Annotated[
+        Path | None, typer.Option(help="Where the receipt goes; default beside the release.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take an owner out, exactly: byte for byte the merge that never had the expert.
+
+    The order must be signed by the key that signed the bundle. A signed receipt is written.
+
+    Example: moiety withdraw release/ hospital --order order.json --out release-2/
+    """
+    from moiety.merge import withdraw as withdraw_owner
+
+    with screen.byte_bar("withdrawing") as advance:
+        done = withdraw_owner(
+            release,
+            name,
+            order,
+            out=out,
+            in_place=in_place,
+            key=key,
+            receipt=receipt,
+            progress=advance,
+        )
+    screen.say(f"{name} has left: {done.out}")
+    screen.figures(
+        [
+            ("experts left", ", ".join(done.names)),
+            ("roster before", done.digest_before),
+            ("roster now", done.digest),
+            ("tensors removed", f"{done.num_removed:,}"),
+            ("receipt", str(done.receipt)),
+        ]
+    )
+    for flag in done.flags:
+        screen.say(f"  note: {flag}")
+    screen.note(f"next: moiety verify {done.receipt} --release {done.out}")
+    if as_json:
+        screen.print_json(
+            {
+                "release": str(done.out),
+                "receipt": str(done.receipt),
+                "roster_before": done.digest_before,
+                "roster_after": done.digest,
+                "experts": done.names,
+                "removed_tensors": done.num_removed,
+                "flags": done.flags,
+            }
+        )
+
+
+def export(
+    release: Release,
+    only: Annotated[str, typer.Option(help="The expert to export, or anchor.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Write one expert as a dense OLMo 2 checkpoint, without router or other experts.
+
+    Example: moiety export release/ --only hospital --out dense/
+    """
+    from moiety.merge import export as export_expert
+
+    with screen.byte_bar("exporting") as advance:
+        made = export_expert(release, only, out, progress=advance)
+    screen.say(f"dense checkpoint of {only} at {made}")
+    if as_json:
+        screen.print_json({"checkpoint": str(made), "expert": only})
+
+
+def _allowed(keys: list[Path] | None) -> set[str] | None:
+    from moiety.bundle import signing
+
+    return {signing.load_public(path) for path in keys} if keys else None
+
+
+def _tell(done: MergeSummary, as_json: bool) -> None:
+    screen.say(f"release at {done.out}")
+    seconds = f"{done.verify_seconds:.1f} s verifying, {done.write_seconds:.1f} s writing"
+    screen.figures(
+        [
+            ("experts", ", ".join(done.names)),
+            ("size", f"{done.num_bytes / 1e6:,.1f} MB, {seconds}"),
+            ("roster digest", done.digest),
+        ]
+    )
+    for flag in done.flags:
+        screen.say(f"  note: {flag}")
+    screen.note(f"next: moiety eval {done.out} --data NAME=PATH")
+    if as_json:
+        screen.print_json(
+            {
+                "release": str(done.out),
+                "digest": done.digest,
+                "experts": done.names,
+                "bytes": done.num_bytes,
+                "verify_seconds": done.verify_seconds,
+                "write_seconds": done.write_seconds,
+                "flags": done.flags,
+            }
+        )

@@ -1,0 +1,142 @@
+"""``moiety generate`` and ``eval``: a release at work, and how good it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moiety.cli import screen
+from moiety.errors import ConfigError
+
+Release = Annotated[Path, typer.Argument(help="The release's folder.")]
+RoutingOption = Annotated[
+    Literal["context", "token"],
+    typer.Option(help="context: evidence over the text so far; token: as stock loaders route."),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+
+
+def generate(
+    release: Release,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Sample from this share of the mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    experts: Annotated[
+        str | None, typer.Option(help="A,B: use only these owners' experts (and the anchor).")
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(help="A,B: use everybody but these owners.")
+    ] = None,
+    routing: RoutingOption = "context",
+    stream: Annotated[bool, typer.Option("--stream", help="Print as the text comes.")] = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Continue a prompt; stdout holds the continuation alone.
+
+    Example: moiety generate release/ --prompt "The patient" --without court
+    """
+    from moiety.merge import load_release
+
+    if experts is not None and without is not None:
+        raise ConfigError("--experts and --without exclude each other", remedy="give one of them")
+    screen.quiet_libraries()
+    mixture = load_release(release, routing=routing, device=device)
+    chosen = (
+        mixture.without(*_names(without)) if experts is None else mixture.only(*_names(experts))
+    )
+    with chosen:
+        text = mixture.generate(
+            prompt,
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stream=stream,
+        )
+    if not stream:
+        sys.stdout.write(text + "\n")
+
+
+def eval_(
+    release: Release,
+    data: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="Text to judge on; repeat for several.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    routing: RoutingOption = "context",
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, charts, HTML.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each text, a fair sample.")] = 32_768,
+    window_tokens: Annotated[int, typer.Option(help="Longest context scored with.")] = 256,
+    top_k: Annotated[
+        int | None, typer.Option(help="Experts a token uses; default: as merged.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count bad lines, do not stop.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Bits per byte of every text under every set of experts, and what each removal costs.
+
+    A text belongs to the owner of the same name; other names are nobody's. Lower is better.
+
+    Example: moiety eval release/ --data public=pub.jsonl --data hospital=test.jsonl --out report/
+    """
+    from moiety.evaluate import Question, evaluate, render_table, to_json_line, write_report
+
+    screen.quiet_libraries()
+    question = Question(
+        release=release,
+        texts=_texts([*data, *(more or [])]),
+        routing=routing,
+        max_tokens=max_tokens,
+        window_tokens=window_tokens,
+        top_k=top_k,
+        text_field=text_field,
+        skip_bad=skip_bad,
+        device=device,
+    )
+    with screen.cell_bar("scoring") as watch:
+        done = evaluate(question, command=_command(), watch=watch)
+    for table in render_table(done):
+        screen.out().print(table)
+    for text in done.texts:
+        screen.say(f"  {text.name}: {text.documents:,} documents, {text.tokens:,} tokens scored")
+    if out is not None:
+        write_report(done, out)
+        screen.note(f"report: {out / 'report.html'}")
+    if as_json:
+        screen.print_json(to_json_line(done))
+
+
+def _names(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def _texts(pairs: list[str]) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, found, path = pair.partition("=")
+        if not found or not name or not path:
+            raise ConfigError(f"not NAME=PATH: {pair!r}", where="--data")
+        texts.setdefault(name, []).append(path)
+    return texts
+
+
+def _command() -> str:
+    """The command as it can be run again; paths are reduced to names, which travel better."""
+    words = []
+    for word in sys.argv[1:]:
+        name, found, path = word.partition("=")
+        words.append(f"{name}={Path(path).name}" if found else _short(word))
+    return "moiety " + " ".join(words)
+
+
+def _short(word: str) -> str:
+    return Path(word).name if word.startswith("/") else word

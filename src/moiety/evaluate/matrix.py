@@ -1,0 +1,147 @@
+"""Every text by every set of experts: what each owner brings, and what its leaving costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from moiety.data import PackedText, Skipped, load_tokenizer, pack_text, read_documents
+from moiety.evaluate.bootstrap import TextScores, measure
+from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.merge import load_release, open_release
+from moiety.model import Mixture
+
+Watcher = Callable[[str, int, int], None]
+"""Is told ``what is being scored``, how many cells are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to evaluate. ``texts`` maps a name to files; a text belongs to the owner of its name."""
+
+    release: Path
+    texts: Mapping[str, Sequence[str]]
+    routing: Literal["context", "token"] = "context"
+    max_tokens: int = 32_768
+    window_tokens: int = 256
+    top_k: int | None = None
+    text_field: str = "text"
+    skip_bad: bool = False
+    device: str = "cpu"
+    seed: int = 0
+
+
+def evaluate(question: Question, *, command: str = "", watch: Watcher | None = None) -> Evaluation:
+    """Scores a fair sample of each text's documents with every set of experts.
+
+    The sets: the anchor, the anchor with each expert, all, and all but each.
+
+    Raises:
+        DataError: a text that cannot be read. TrustError: a release that does not hold.
+    """
+    begun = time.monotonic()
+    release = open_release(question.release)
+    mixture = load_release(question.release, routing=question.routing, device=question.device)
+    if question.top_k is not None:
+        mixture.routing.top_k = question.top_k
+    models = model_names(release.names[1:])
+    with TemporaryDirectory() as scratch:
+        texts = {
+            name: _pack(question, paths, Path(scratch) / str(number))
+            for number, (name, paths) in enumerate(question.texts.items())
+        }
+        scores, facts, routing = _fill(mixture, models, texts, question, watch)
+    measures = measure(models, scores, seed=question.seed)
+    return Evaluation(
+        release=release.digest,
+        routing_mode=question.routing,
+        top_k=mixture.routing.top_k,
+        texts=facts,
+        models=models,
+        bits_per_byte=measures.bits_per_byte,
+        bits_per_byte_interval=measures.bits_per_byte_interval,
+        gap_closed=measures.gap_closed,
+        gap_closed_interval=measures.gap_closed_interval,
+        removal=measures.removal,
+        removal_interval=measures.removal_interval,
+        routing=routing,
+        command=command,
+        seconds=round(time.monotonic() - begun, 1),
+        versions={name: version(name) for name in ("moiety", "torch", "transformers")},
+    )
+
+
+def model_names(owners: Sequence[str]) -> tuple[str, ...]:
+    """The sets of experts that are compared, each once: with one owner some are the same."""
+    names = ["anchor", *(f"anchor+{owner}" for owner in owners), "all"]
+    return (*names, *(f"all-{owner}" for owner in owners))
+
+
+def choose(mixture: Mixture, model: str) -> AbstractContextManager[Any]:
+    """The mixture restricted to the experts that a model's name stands for."""
+    if model == "all":
+        return mixture.without()
+    if model.startswith("all-"):
+        return mixture.without(model.removeprefix("all-"))
+    return mixture.only(*model.split("+")[1:])
+
+
+def _pack(question: Question, paths: Sequence[str], folder: Path) -> PackedText:
+    tokenizer, separator = load_tokenizer(question.release)
+    skipped = Skipped()
+    documents = read_documents(
+        list(paths), text_field=question.text_field, skip_bad=question.skip_bad, skipped=skipped
+    )
+    return pack_text(
+        documents,
+        tokenizer,
+        folder,
+        window_tokens=question.window_tokens,
+        separator=separator,
+        align=True,
+    )
+
+
+def _fill(
+    mixture: Mixture,
+    models: Sequence[str],
+    texts: Mapping[str, PackedText],
+    question: Question,
+    watch: Watcher | None,
+) -> tuple[dict[str, TextScores], tuple[TextFacts, ...], dict[str, dict[str, float]]]:
+    def score(windows: Any) -> np.ndarray[Any, Any]:
+        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
+        return mixture.score(tokens, documents).float().cpu().numpy()
+
+    scores, facts, routing, done = {}, [], {}, 0
+    for name, text in texts.items():
+        rows = []
+        for model in models:
+            with choose(mixture, model), mixture.watching() as shares_LS:
+                found = text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
+            rows.append(found.nats)
+            if model == "all":
+                total_S = shares_LS.sum(dim=0) / shares_LS.sum()
+                routing[name] = dict(zip(mixture.names, total_S.tolist(), strict=True))
+            done += 1
+            if watch is not None:
+                watch(f"{name} · {model}", done, len(models) * len(texts))
+        scores[name] = TextScores(np.stack(rows), found.bytes.astype(np.float64))
+        facts.append(
+            TextFacts(
+                name=name,
+                documents=len(found.documents),
+                tokens=found.tokens,
+                bytes=int(found.bytes.sum()),
+            )
+        )
+    return scores, tuple(facts), routing
