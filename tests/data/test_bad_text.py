@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,8 +243,11 @@ def as_nobody() -> Iterator[None]:
 
 
 def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents:
+        # Let the other user in as far as this test's folder, and nowhere else.
+        if Path(tempfile.gettempdir()) in parent.parents:
+            parent.chmod(0o711)
+    tmp_path.chmod(0o755)
     closed, folder = tmp_path / "a.txt", tmp_path / "folder"
     closed.write_text("x")
     (folder / "inner").mkdir(parents=True)

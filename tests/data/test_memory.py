@@ -31,7 +31,7 @@ before = peak()
 train, heldout = pack_split(read_documents([sys.argv[1]]), tokenizer, Path(sys.argv[2], "packed"),
                             window_tokens=256, separator=0)
 for packed in (train, heldout):
-    packed.windows(range(64))
+    packed.windows(range(min(64, packed.num_windows)))
 print(peak() - before, train.num_bytes + heldout.num_bytes)
 """
 
@@ -63,7 +63,6 @@ def growth_in_megabytes(source: Path, folder: Path, vocabulary: str) -> tuple[in
         text=True,
     )
     growth, text_bytes = map(int, output.split())
-    print(growth, text_bytes)
     return growth, text_bytes
 
 
@@ -77,10 +76,9 @@ def test_thirty_megabytes_stay_on_disk(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.txt"])
-def test_two_hundred_megabytes_need_little_more_than_thirty(tmp_path: Path, name: str) -> None:
+def test_two_hundred_megabytes_need_little_more_than_thirty(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    write_corpus(tmp_path / "in" / name, 200)
+    write_corpus(tmp_path / "in" / "corpus.jsonl", 200)
     growth, text_bytes = growth_in_megabytes(tmp_path / "in", tmp_path, "pieces")
     assert text_bytes > 190_000_000
     assert growth < 100

@@ -57,7 +57,7 @@ def pack(
     return pack_text(documents, tokenizer, folder, separator=0, **options)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=50)
 @given(documents=DOCUMENTS, window_tokens=st.integers(1, 20), align=st.booleans())
 def test_windows_are_those_of_a_plain_loop(
     tmp_path_factory: pytest.TempPathFactory,
@@ -92,7 +92,7 @@ def test_windows_are_those_of_a_plain_loop(
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(documents=DOCUMENTS, window_tokens=st.integers(1, 9), align=st.booleans())
 def test_every_document_comes_back_whole_and_is_scored_once(
     tmp_path_factory: pytest.TempPathFactory,

@@ -51,7 +51,7 @@ def test_the_held_out_share_is_about_the_fraction_asked_for() -> None:
     assert all(is_heldout(n, 0.5) for n in names if is_heldout(n, 0.05))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(records=RECORDS, fraction=st.sampled_from([1e-9, 0.05, 0.3, 0.7, 1 - 1e-9]))
 def test_each_side_holds_the_documents_of_its_records(
     tmp_path_factory: pytest.TempPathFactory,
