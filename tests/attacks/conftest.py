@@ -1,4 +1,4 @@
-"""One honest bundle a session, copied for each attack."""
+"""One honest bundle, made once and copied for each attack."""
 
 from __future__ import annotations
 
