@@ -336,5 +336,5 @@ class Envelope(Paper):
 
     format: Literal["moiety.envelope/1"] = "moiety.envelope/1"
     payload: str
-    payloadType: Annotated[str, Field(max_length=100)]  # noqa: N815 -- DSSE's name
+    payloadType: Annotated[str, Field(max_length=100)]
     signatures: Annotated[tuple[EnvelopeSignature, ...], Field(min_length=1, max_length=1)]
