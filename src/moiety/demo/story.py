@@ -1,2 +1,231 @@
-def tell(out):
-    return {}
+"""The whole life of an expert, told and done: three owners, one model, one farewell.
+
+Every owner works in a process and a folder of its own that holds nobody else's text. What they
+hand to the coordinator is a bundle and, for the tables, a few held-out documents.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from moiety.bundle import anchors, orders, pack, papers, signing
+from moiety.demo.owners import Owner, settle, split_lines, train_all
+from moiety.demo.texts import write_public
+from moiety.errors import StateError
+from moiety.evaluate import Evaluation, Question, evaluate, render_table, write_report
+from moiety.merge import load_release, merge, verify_receipt_against, withdraw
+from moiety.train import PRESETS, Sources, new_anchor, resolve_config
+
+PUBLIC_BYTES = 2_500_000
+OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500_000}
+LEAVING = "hospital"
+PROMPT = "Discharge letter\n"
+ANCHOR_SETTINGS = (
+    "data.window_tokens=128",
+    "budget.tokens=450000",
+    "budget.judge_every=1000",
+    "budget.judge_tokens=4096",
+    "budget.final_tokens=8192",
+    "compute.compile=off",
+)
+EVAL_TOKENS = 6_000
+
+
+class Story:
+    """Tells what it does while it does it, in ``folder``, which must not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StateError("exists already", where=folder, remedy="remove it, or name --out DIR")
+        self.folder = folder
+        self.desk = folder / "coordinator"
+        self.screen = Console(highlight=False, soft_wrap=True)
+        self.begun = time.monotonic()
+
+    def tell(self) -> dict[str, Any]:
+        """Runs the story; returns its numbers."""
+        self._anchor()
+        owners = [settle(name, self.folder, size) for name, size in OWNER_BYTES.items()]
+        self._train(owners)
+        self._pack(owners)
+        before = self._merge(owners)
+        after = self._farewell(owners)
+        self._voices()
+        return self._ending(before, after)
+
+    def _anchor(self) -> None:
+        self._chapter(
+            "A public model",
+            "Documentation that every Python installation has becomes a small public model, the "
+            "anchor. Everybody gets the same one, frozen.",
+        )
+        public = write_public(self.folder / "public", PUBLIC_BYTES)
+        text = self.folder / "public" / "text.jsonl"
+        split_lines(public, text, self.desk / "texts" / "public.jsonl")
+        public.unlink()
+        self._command(f"anchor new {text} --preset tiny --out {self.desk / 'anchor'}")
+        settings = resolve_config(PRESETS["tiny"].train_config(0), None, ANCHOR_SETTINGS)
+        made = new_anchor(
+            Sources([str(text)]), self.desk / "anchor", preset="tiny", config=settings
+        )
+        self._say(
+            f"{made.parameters / 1e6:.1f} million parameters; {made.bits_per_byte:.2f} bits per "
+            "byte on public text it never saw."
+        )
+
+    def _train(self, owners: list[Owner]) -> None:
+        self._chapter(
+            "Three owners train at home",
+            "A hospital (invented notes), a law office (licence texts) and a software house "
+            "(Python source) train an expert each, in folders that hold nobody else's text.",
+        )
+        for owner in owners:
+            self._command(" ".join(owner.command), owner.name)
+        train_all(owners, self.screen)
+        for owner in owners:
+            paper = papers.read_paper(papers.RunPaper, owner.house / "run" / "run.json")
+            own, public = paper.result.heldout, paper.result.public
+            self._say(
+                f"{owner.name}: own text {own.anchor:.2f} to {own.pair:.2f} bits per byte, "
+                f"public text {public.anchor:.2f} to {public.pair:.2f}."
+            )
+
+    def _pack(self, owners: list[Owner]) -> None:
+        self._chapter(
+            "Signed bundles",
+            "Each owner signs its expert and sends the bundle. The text stays where it is.",
+        )
+        facts = anchors.open_facts(self.desk / "anchor")
+        for owner in owners:
+            key = owner.house / f"{owner.name}.pem"
+            signing.new_key(key)
+            bundle = owner.house / f"{owner.name}.expert"
+            terms = papers.Terms(purposes=("research",), contact=f"data@{owner.name}.example")
+            self._command(f"pack run --key {key.name} --out {bundle.name}", owner.name)
+            pack(owner.house / "run", key, bundle, terms=terms, anchor=facts)
+
+    def _merge(self, owners: list[Owner]) -> Evaluation:
+        self._chapter(
+            "One model",
+            "The coordinator verifies the bundles and merges them. No text, no training: seconds.",
+        )
+        bundles = [owner.house / f"{owner.name}.expert" for owner in owners]
+        names = " ".join(f"{owner.name}.expert" for owner in owners)
+        self._command(f"merge anchor {names} --out release", "coordinator")
+        allowed = {signing.load_public(o.house / f"{o.name}.pub") for o in owners}
+        done = merge(self.desk / "anchor", bundles, self.desk / "release", keys=allowed)
+        seconds = done.verify_seconds + done.write_seconds
+        self._say(f"{done.num_bytes / 1e6:.0f} MB in {seconds:.1f} s. Who got better at what:")
+        return self._judge("release", "report")
+
+    def _farewell(self, owners: list[Owner]) -> Evaluation:
+        self._chapter(
+            f"The {LEAVING} leaves",
+            "It signs an order; the coordinator obeys. What remains is byte for byte the merge "
+            "that never had it, and a signed receipt says so.",
+        )
+        owner = next(owner for owner in owners if owner.name == LEAVING)
+        order = self.desk / "order.json"
+        bundle, key = owner.house / f"{LEAVING}.expert", owner.house / f"{LEAVING}.pem"
+        self._command(f"order withdraw {bundle.name} --key {key.name} --out order.json", LEAVING)
+        orders.write_order(bundle, key, order)
+        self._command(
+            f"withdraw release {LEAVING} --order order.json --out release-after", "coordinator"
+        )
+        secret = self.desk / "coordinator.pem"
+        signing.new_key(secret)
+        done = withdraw(
+            self.desk / "release", LEAVING, order, out=self.desk / "release-after", key=secret
+        )
+        self._command(f"verify {done.receipt.name} --release release-after", "coordinator")
+        verify_receipt_against(done.receipt, self.desk / "release-after")
+        self._say(f"Receipt holds: none of the {done.num_removed} tensors is left. Tables again:")
+        return self._judge("release-after", "report-after")
+
+    def _voices(self) -> None:
+        self._chapter("How it sounds", "The same prompt, with the hospital's expert and without.")
+        mixture = load_release(self.desk / "release")
+        for title, chosen in (
+            ("with all experts", mixture.without()),
+            (f"without the {LEAVING}", mixture.without(LEAVING)),
+        ):
+            with chosen:
+                text = mixture.generate(PROMPT, max_new_tokens=60, temperature=0.7, seed=3)
+            self.screen.print(Panel(escape(PROMPT + text), title=title, title_align="left"))
+
+    def _judge(self, release: str, report: str) -> Evaluation:
+        texts = sorted((self.desk / "texts").glob("*.jsonl"))
+        question = Question(
+            self.desk / release,
+            {path.stem: [str(path)] for path in texts},
+            max_tokens=EVAL_TOKENS,
+            window_tokens=128,
+        )
+        words = " ".join(f"{path.stem}=texts/{path.name}" for path in texts)
+        command = f"eval {release} --data {words} --window-tokens 128 --max-tokens {EVAL_TOKENS}"
+        self._command(command, "coordinator")
+        with self.screen.status("scoring held-out text"):
+            done = evaluate(question, command=f"moiety {command}")
+        for table in render_table(done)[:3]:
+            self.screen.print(table)
+        write_report(done, self.folder / report)
+        return done
+
+    def _ending(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        gains = {
+            name: before.bits_per_byte["anchor"][name] - before.bits_per_byte["all"][name]
+            for name in OWNER_BYTES
+        }
+        anchor, left = (after.bits_per_byte[model][LEAVING] for model in ("anchor", "all"))
+        seconds = time.monotonic() - self.begun
+        self._chapter("The end", "")
+        for name, gain in gains.items():
+            self._say(f"{name}: {gain:.2f} bits per byte better than the anchor, merged.")
+        self._say(
+            f"After the farewell the model is {100 * (left / anchor - 1):+.2f} % from the anchor "
+            f"on the {LEAVING}'s text."
+        )
+        self._say(f"{seconds:.0f} seconds. Report: {self.folder / 'report' / 'report.html'}")
+        self.screen.print("\nTry next:")
+        release = self.desk / "release"
+        for words in (
+            f'generate {release} --prompt "def __init__(self" --experts software-house',
+            f"verify {release}",
+            f"export {release} --only law-office --out {self.folder / 'law-dense'}",
+        ):
+            self.screen.print(f"  moiety {escape(words)}")
+        return {
+            "gain": gains,
+            "after_withdrawal": {"anchor": anchor, "all": left},
+            "gap_closed": before.gap_closed,
+            "seconds": round(seconds, 1),
+            "report": str(self.folder / "report" / "report.html"),
+        }
+
+    def _chapter(self, title: str, words: str) -> None:
+        self.screen.print()
+        self.screen.rule(f"[bold]{escape(title)}", align="left")
+        if words:
+            self.screen.print(escape(words))
+
+    def _command(self, words: str, place: str = "") -> None:
+        where = f"{place} " if place else ""
+        self.screen.print(f"[dim]{escape(where)}$ moiety {escape(words)}[/dim]")
+
+    def _say(self, words: str) -> None:
+        self.screen.print(f"  {escape(words)}")
+
+
+def tell(folder: Path) -> dict[str, Any]:
+    """Runs the story in a new folder; returns its numbers.
+
+    Raises:
+        StateError: the folder exists already, or an owner could not train.
+    """
+    return Story(folder).tell()
