@@ -1,0 +1,51 @@
+# What a developer types. Every target sets up what it needs; plain `make` lists them.
+#   make PYTHON=python3.12 test     another interpreter
+#   make WORKERS=4 test             more test processes
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+# One thread a process: two processes that each take every core only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+FAST := -m "not slow"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-slow check laws docs bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make .venv with what the commands need
+	@PYTHON=$(PYTHON) tools/setup.sh
+
+setup-dev:
+	@PYTHON=$(PYTHON) tools/setup.sh dev
+
+demo: setup ## The whole story on this machine: three owners, one model, one farewell
+	$(BIN)/moiety demo --out demo
+
+test: setup-dev ## Every fast test; warnings are errors
+	$(PYTEST) -n $(WORKERS) --dist worksteal $(FAST)
+
+test-slow: setup-dev ## The tests that take minutes
+	$(PYTEST) -m slow
+
+check: setup-dev ## Format, lint, types, and the map of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) tests/house
+
+laws: setup-dev ## The claims the project stands on
+	$(PYTEST) tests/laws $(FAST)
+
+docs: setup-dev ## Write the commands page anew, then check every page
+	$(BIN)/python tools/commands_page.py
+	$(PYTEST) tests/docs
+
+bench: setup-dev ## Time and memory of every tools/bench_*.py
+	@for bench in tools/bench_*.py; do echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
+
+clean: ## Remove what was built; keeps demo/ and everything you made yourself
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
