@@ -24,7 +24,7 @@ from moiety.errors import IntegrityError
 from moiety.files import digest_bytes
 from moiety.tensors import ITEM_BYTES, TensorFile, TensorPlan, header_bytes
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**19
 MAX_WORKERS = 8
 
 Result = TypeVar("Result")
@@ -68,8 +68,8 @@ def copied(file: TensorFile, name: str, new_name: str, expected: str) -> Piece:
 
 
 def num_workers() -> int:
-    """One thread a core we may use; two at least, so that reading and writing overlap."""
-    return max(2, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
+    """Two threads more than cores we may use: while some wait for the disk, others hash."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) + 2)
 
 
 def write_shards(
