@@ -168,18 +168,26 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
     try:
-        folder.chmod(0o755)
-        yield folder
-        for name in list_files(folder):
-            _widen(folder / name)
-        _sync_tree(folder)
-        _swap_in(folder, path)
+        with naming_full_disk(path):
+            folder.chmod(0o755)
+            yield folder
+            for name in list_files(folder):
+                _widen(folder / name)
+            _sync_tree(folder)
+            _swap_in(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turns the system's word for a full disk, while ``path`` is written, into a ``StateError``."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StateError("no space left", where=path, remedy="free space; retry") from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap_in(folder: Path, path: Path) -> None:

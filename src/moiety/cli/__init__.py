@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -67,13 +68,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; what went wrong is on stderr."""
+    command = typer.main.get_command(app)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = app(arguments, standalone_mode=False)
+        # Not app(): it makes an interruption a bare exit code and loses what it says.
+        with command.make_context("moiety", words) as context:
+            code = command.invoke(context)
     except MoietyError as error:
         _show(error)
         return REFUSED
     except _CommandLineError as error:
         error.show()
+        return REFUSED
+    except typer.Exit as ending:
+        return ending.exit_code
+    except BrokenPipeError:
+        # Who read our output has gone, as `head` does; the interpreter must not flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
     except (KeyboardInterrupt, typer.Abort) as error:
         screen.note(f"interrupted: {error}" if str(error) else "interrupted")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moiety.errors import FormatError, StateError
@@ -20,6 +20,7 @@ from moiety.files import (
     read_limited,
     write_atomic,
 )
+from moiety.tensors import TensorPlan, encode, write_tensors
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})")
@@ -27,7 +28,7 @@ _NAME = re.compile(r"step-(\d{9})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state after ``step`` steps of the optimiser."""
+    """A run's state after ``step`` steps of the optimiser; every tensor is float32."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -42,7 +43,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """
     target = folder / f"step-{checkpoint.step:09d}"
     with new_folder(target, replace=True) as fresh:
-        save_file(checkpoint.tensors, fresh / "state.safetensors")
+        # Not the library's save_file: its word for a full disk is not an OSError.
+        plans = [
+            TensorPlan(name, "F32", tuple(tensor.shape), map(_encoded, [tensor]))
+            for name, tensor in checkpoint.tensors.items()
+        ]
+        write_tensors(fresh / "state.safetensors", plans)
         facts = {
             "format": "moiety.checkpoint/1",
             "step": checkpoint.step,
@@ -52,6 +58,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         write_atomic(fresh / "state.json", canonical_json(facts))
     for old in _folders(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _encoded(tensor: Tensor) -> bytes:
+    return encode(tensor.detach().cpu().numpy(), "F32")
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -77,7 +87,7 @@ def _load(path: Path) -> Checkpoint | None:
         if digest_file(tensors) != paper["sha256"]:
             return None
         return Checkpoint(paper["step"], load_file(tensors), paper["facts"])
-    except (FormatError, OSError, KeyError):
+    except (FormatError, OSError, KeyError, TypeError):
         return None
 
 

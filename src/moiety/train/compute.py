@@ -36,7 +36,10 @@ class Compute:
     def decoder(self, backbone: Olmo2ForCausalLM) -> Callable[..., Any]:
         """The backbone's decoder for training passes, compiled where it pays."""
         if self.checkpoint_activations:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            # The library renamed it, and the old name warns; both take the arguments first.
+            old = "gradient_checkpointing_enable"
+            enable = getattr(backbone, "activation_checkpointing_enable", None)
+            (enable or getattr(backbone, old))({"use_reentrant": False})
         backbone.train()
         if not self.compiled:
             return backbone.model
