@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moiety.errors import StateError
+from moiety.files import naming_full_disk
 from moiety.train.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from moiety.train.config import TrainConfig
 from moiety.train.log import RunLog
@@ -78,6 +79,7 @@ class Loop:
         if resume:
             self._restore()
         with (
+            naming_full_disk(self.folder),
             _stop_request() as asked,
             RunLog(
                 self.folder / "logs",
