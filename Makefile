@@ -10,10 +10,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 FAST := -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow check laws docs bench clean
+.PHONY: help setup setup-dev demo test test-slow check laws docs bench study-small clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with what the commands need
 	@PYTHON=$(PYTHON) tools/setup.sh
@@ -21,7 +21,8 @@ setup: ## Make .venv with what the commands need
 setup-dev:
 	@PYTHON=$(PYTHON) tools/setup.sh dev
 
-demo: setup ## The whole story on this machine: three owners, one model, one farewell
+demo: setup ## The whole story on this machine, told anew in demo/
+	rm -rf demo
 	$(BIN)/moiety demo --out demo
 
 test: setup-dev ## Every fast test; warnings are errors
@@ -39,13 +40,16 @@ check: setup-dev ## Format, lint, types, and the map of the house
 laws: setup-dev ## The claims the project stands on
 	$(PYTEST) tests/laws $(FAST)
 
-docs: setup-dev ## Write the commands page anew, then check every page
-	$(BIN)/python tools/commands_page.py
+docs: setup-dev ## Write commands and settings pages anew, check every page
+	$(BIN)/python tools/write_pages.py
 	$(PYTEST) tests/docs
 
 bench: setup-dev ## Time and memory of every tools/bench_*.py
 	@for bench in tools/bench_*.py; do echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
 
-clean: ## Remove what was built; keeps demo/ and everything you made yourself
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+study-small: setup-dev ## The acceptance run on real text (an hour or two; goes on where it stopped)
+	$(BIN)/python tools/flexmix.py
+
+clean: ## Remove what was built; keeps demo/
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
