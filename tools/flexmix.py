@@ -37,8 +37,7 @@ def main() -> int:
         moiety(options, "merge", anchor, *bundles, "--out", release)
     results = {
         f"{routing}, k = {k or 'all'}": judge(options, release, routing, k)
-        for routing in ("context", "token")
-        for k in (None, 2, 1)
+        for routing, k in (("context", None), ("token", None), ("context", 2), ("context", 1))
     }
     summary = {name: headline(result) for name, result in results.items()}
     (options.out / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True))
@@ -57,7 +56,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--anchor-tokens", type=int, default=5_000_000)
     parser.add_argument("--owner-tokens", type=int, default=819_200)
-    parser.add_argument("--eval-tokens", type=int, default=40_000)
+    parser.add_argument("--eval-tokens", type=int, default=16_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="owners trained side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")

@@ -27,7 +27,7 @@ from moiety.data import (
 from moiety.errors import ConfigError, StateError
 from moiety.files import link_or_copy, new_folder
 from moiety.model import load_dense, training_loss
-from moiety.train.batches import StepBatches, whole_steps
+from moiety.train.batches import Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import BudgetConfig, TrainConfig
 from moiety.train.judge import judge_backbone
@@ -185,7 +185,7 @@ def dense_job(
     steps: int,
 ) -> Job:
     """Everything is trained, on one kind of text."""
-    batches = StepBatches(train, None, config.batch.windows, 0, config.seed)
+    batches = StepBatches(train, None, Shares(config.batch.windows), config.seed)
     decoder = compute.decoder(backbone)
 
     def losses(step: int) -> Iterator[Tensor]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from moiety.data import PackedText, WindowSampler
 
+Longs = np.ndarray[Any, np.dtype[np.int64]]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,6 +33,14 @@ class Batch:
     """Share of the step's targets that this micro-batch holds."""
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Windows of each kind in one step."""
+
+    own: int
+    public: int = 0
+
+
 class StepBatches:
     """The windows of any step, from the step's number alone: resuming needs nothing else."""
 
@@ -38,12 +48,10 @@ class StepBatches:
         self,
         own: PackedText,
         public: PackedText | None,
-        windows: int,
-        public_windows: int,
+        shares: Shares,
         seed: int,
     ) -> None:
-        self.own, self.public = own, public
-        self.own_windows, self.public_windows = windows - public_windows, public_windows
+        self.own, self.public, self.shares = own, public, shares
         self._own_sampler = WindowSampler(own.num_windows, seed)
         self._public_sampler = WindowSampler(public.num_windows, seed + 1) if public else None
 
@@ -65,22 +73,18 @@ class StepBatches:
                 float((targets[part] >= 0).sum()) / total,
             )
 
-    def _windows(
-        self, step: int
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        own = self.own.windows(self._own_sampler.indices(step * self.own_windows, self.own_windows))
-        parts = [own]
-        if self.public is not None and self._public_sampler is not None and self.public_windows:
-            chosen = self._public_sampler.indices(step * self.public_windows, self.public_windows)
+    def _windows(self, step: int) -> tuple[Longs, Longs, np.ndarray[Any, Any]]:
+        count = self.shares.own
+        parts = [self.own.windows(self._own_sampler.indices(step * count, count))]
+        if self.public is not None and self._public_sampler is not None:
+            count = self.shares.public
+            chosen = self._public_sampler.indices(step * count, count)
             parts.append(self.public.windows(chosen))
-        label = np.repeat(
-            np.array([1.0, 0.0], dtype=np.float32)[: len(parts)], [len(p.tokens) for p in parts]
-        )
-        return (
-            np.concatenate([p.tokens for p in parts]),
-            np.concatenate([p.documents for p in parts]),
-            label,
-        )
+        tokens = np.concatenate([part.tokens for part in parts])
+        documents = np.concatenate([part.documents for part in parts])
+        own = np.zeros(len(tokens), dtype=np.float32)
+        own[: self.shares.own] = 1.0
+        return tokens, documents, own
 
 
 def _balance(real_BT: np.ndarray[Any, Any], own_B: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -81,6 +81,8 @@ class PairConfig(Section):
     """Factor on the mean evidence; folded into the shipped row."""
     row_weight: float = Field(0.1, ge=0)
     """Weight of the rows' own cross-entropy beside the language-model loss."""
+    row_rate: float = Field(5.0, gt=0)
+    """Factor on the learning rate of the rows, which begin at zero and have further to go."""
 
 
 class ComputeConfig(Section):

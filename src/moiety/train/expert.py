@@ -25,7 +25,7 @@ from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import Borders, load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.batches import StepBatches, whole_steps
+from moiety.train.batches import Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
@@ -127,7 +127,8 @@ def expert_job(
     public_windows = round(config.data.public_share * windows)
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
-    batches = StepBatches(texts.own, texts.public, windows, public_windows, config.seed)
+    shares = Shares(windows - public_windows, public_windows)
+    batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
@@ -149,6 +150,7 @@ def expert_job(
         judge=judge,
         tokens_per_step=windows * config.data.window_tokens,
         num_steps=steps,
+        rates=dict.fromkeys(pair.row_names(), config.pair.row_rate),
     )
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,6 +39,8 @@ class Job:
     judge: Callable[[], float]
     tokens_per_step: int
     num_steps: int
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factor on the learning rate of single parameters, by name; 1 for all others."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Loop:
             self.at.step, self.job.num_steps, optim.warmup_fraction
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for loss in self.job.losses(self.at.step):
@@ -199,13 +201,15 @@ def schedule(step: int, num_steps: int, warmup_fraction: float) -> float:
 
 
 def _optimizer(job: Job, config: TrainConfig) -> torch.optim.AdamW:
-    # Only matrices decay: a decayed norm or router row would mean something else.
-    matrices = [p for p in job.parameters.values() if p.dim() > 1]
-    others = [p for p in job.parameters.values() if p.dim() <= 1]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in job.parameters.items():
+        # Only matrices decay: a decayed norm or router row would mean something else.
+        decay = config.optim.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((decay, job.rates.get(name, 1.0)), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": config.optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": parameters, "weight_decay": decay, "factor": factor}
+            for (decay, factor), parameters in groups.items()
         ],
         lr=config.optim.learning_rate,
         betas=(config.optim.beta1, config.optim.beta2),

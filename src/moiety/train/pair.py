@@ -116,7 +116,8 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
         mean_BTE = running_mean(scores_BTE, self.borders)
-        return self.temperature * mean_BTE[:, :, 0]
+        logits_BT: Tensor = self.temperature * mean_BTE[:, :, 0]
+        return logits_BT
 
 
 class Pair:
@@ -143,6 +144,10 @@ class Pair:
         """Every tensor that may change, by name; all of them float32."""
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def row_names(self) -> list[str]:
+        """Names of the rows among the trainable tensors."""
+        return [name for name in self.trainable() if name.endswith(("context_row", "token_row"))]
 
     def set_borders(self, borders: Borders | None) -> None:
         """Where documents begin in the windows of the next pass."""
