@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import (
+    AsJson,
+    Assignments,
+    ConfigFile,
+    More,
+    NewFolder,
+    Resume,
+    SkipBad,
+    TextField,
+    Tokens,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,24 +28,20 @@ Preset = Literal["tiny", "small", "base"]
 Text = Annotated[
     list[str], typer.Argument(metavar="DATA...", help="Files, folders, globs, hub id.")
 ]
-Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
-TextField = Annotated[str, typer.Option(help="Field that holds the text (JSONL, Parquet).")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines instead of stopping.")]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON line.")]
 
 
 @app.command()
 def new(
     data: Text,
-    out: Out,
+    out: NewFolder,
     preset: Annotated[
         Preset, typer.Option(help="tiny ~2.5 M parameters, small ~7 M, base ~110 M.")
     ] = "tiny",
-    tokens: Annotated[int | None, typer.Option(help="Training tokens; default: 3 passes.")] = None,
+    tokens: Tokens = None,
     seed: Annotated[int, typer.Option(help="Same seed, same text: same anchor.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with unfinished work.")] = False,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    resume: Resume = False,
     text_field: TextField = "text",
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -44,7 +50,8 @@ def new(
 
     Example: moiety anchor new public/ --out anchor/ --preset small
     """
-    from moiety.train import PRESETS, Sources, new_anchor, resolve_config
+    from moiety.data import Sources
+    from moiety.train import PRESETS, new_anchor, resolve_config
 
     screen.quiet_libraries()
     assignments = list(set_ or [])
@@ -59,9 +66,9 @@ def new(
 @app.command("import")
 def import_(
     checkpoint: Annotated[str, typer.Argument(help="Folder, or a hub model such as owner/name.")],
-    out: Out,
+    out: NewFolder,
     public: Annotated[list[str], typer.Option(help="Public text; repeat for several.")],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more: More = None,
     text_field: TextField = "text",
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -72,17 +79,15 @@ def import_(
 
     Example: moiety anchor import allenai/OLMo-2-0425-1B --public public/ --out anchor/
     """
-    from moiety.train import Sources, import_anchor
+    from moiety.data import Sources
+    from moiety.train import import_anchor
 
     screen.quiet_libraries()
     sources = Sources([*public, *(more or [])], text_field=text_field, skip_bad=skip_bad)
     _tell(import_anchor(checkpoint, sources, out), as_json)
 
 
-def _tell(made: object, as_json: bool) -> None:
-    from moiety.train.anchor import MadeAnchor
-
-    assert isinstance(made, MadeAnchor)
+def _tell(made: Any, as_json: bool) -> None:
     screen.say(f"anchor at {made.folder}")
     screen.figures(
         [

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import AsJson
 from moiety.errors import FormatError, InputError
 
 keys = typer.Typer(no_args_is_help=True, help="Make the key an owner or a coordinator signs with.")
 order = typer.Typer(no_args_is_help=True, help="Write a signed order to a coordinator.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON line.")]
 
 
 @keys.command("new")

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import AsJson
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("demo"),
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Three owners, one model, one farewell: the whole life of an expert in a few minutes.
 

@@ -8,11 +8,11 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import AsJson
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pydantic")
 ALSO_NEEDED = ("cryptography", "typer", "rich", "jinja2", "matplotlib", "tensorboard", "zstandard")
@@ -30,7 +30,7 @@ class Finding:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Examine this machine: versions, device, compiler, disk, keys; say what to do.
 
@@ -85,7 +85,7 @@ def _torch() -> list[Finding]:
         return []
     import torch
 
-    from moiety.train.compute import has_fast_bf16
+    from moiety.train import has_fast_bf16
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     kind = "cuda" if torch.cuda.is_available() else "cpu"

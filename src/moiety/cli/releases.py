@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import AsJson, NewFolder, ReleaseFolder
 
-if TYPE_CHECKING:
-    from moiety.merge.merging import MergeSummary
-
-Release = Annotated[Path, typer.Argument(help="The release's folder.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 Keys = Annotated[
     list[Path] | None, typer.Option("--key", help="KEY.pub of an owner you accept; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON line.")]
 
 
 def merge(
     anchor: Annotated[Path, typer.Argument(help="The anchor's folder.")],
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Owners' bundles.")],
-    out: Out,
+    out: NewFolder,
     top_k: Annotated[
         int | None, typer.Option(help="Experts a token uses; default: all, at most 5.")
     ] = None,
@@ -52,13 +49,13 @@ def merge(
             keys=allowed,
             progress=advance,
         )
-    _tell(done, as_json)
+    _tell(asdict(done), as_json)
 
 
 def admit(
-    release: Release,
+    release: ReleaseFolder,
     bundle: Annotated[Path, typer.Argument(help="The bundle of an owner who joins.")],
-    out: Out,
+    out: NewFolder,
     key: Keys = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,11 +67,11 @@ def admit(
 
     with screen.byte_bar("admitting") as advance:
         done = admit_bundle(release, bundle, out, keys=_allowed(key), progress=advance)
-    _tell(done, as_json)
+    _tell(asdict(done), as_json)
 
 
 def withdraw(
-    release: Release,
+    release: ReleaseFolder,
     name: Annotated[str, typer.Argument(help="The owner who leaves.")],
     order: Annotated[Path, typer.Option(help="The owner's signed order.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the new release.")] = None,
@@ -109,6 +106,62 @@ def withdraw(
             receipt=receipt,
             progress=advance,
         )
+    _tell_withdrawal(name, done, as_json)
+
+
+def export(
+    release: ReleaseFolder,
+    only: Annotated[str, typer.Option(help="The expert to export, or anchor.")],
+    out: NewFolder,
+    as_json: AsJson = False,
+) -> None:
+    """Write one expert as a dense OLMo 2 checkpoint, without router or other experts.
+
+    Example: moiety export release/ --only hospital --out dense/
+    """
+    from moiety.merge import export as export_expert
+
+    with screen.byte_bar("exporting") as advance:
+        made = export_expert(release, only, out, progress=advance)
+    screen.say(f"dense checkpoint of {only} at {made}")
+    if as_json:
+        screen.print_json({"checkpoint": str(made), "expert": only})
+
+
+def _allowed(keys: list[Path] | None) -> set[str] | None:
+    from moiety.bundle import signing
+
+    return {signing.load_public(path) for path in keys} if keys else None
+
+
+def _tell(done: Mapping[str, Any], as_json: bool) -> None:
+    screen.say(f"release at {done['out']}")
+    seconds = f"{done['verify_seconds']:.1f} s verifying, {done['write_seconds']:.1f} s writing"
+    screen.figures(
+        [
+            ("experts", ", ".join(done["names"])),
+            ("size", f"{done['num_bytes'] / 1e6:,.1f} MB, {seconds}"),
+            ("roster digest", done["digest"]),
+        ]
+    )
+    for flag in done["flags"]:
+        screen.say(f"  note: {flag}")
+    screen.note(f"next: moiety eval {done['out']} --data NAME=PATH")
+    if as_json:
+        screen.print_json(
+            {
+                "release": str(done["out"]),
+                "digest": done["digest"],
+                "experts": done["names"],
+                "bytes": done["num_bytes"],
+                "verify_seconds": done["verify_seconds"],
+                "write_seconds": done["write_seconds"],
+                "flags": done["flags"],
+            }
+        )
+
+
+def _tell_withdrawal(name: str, done: Any, as_json: bool) -> None:
     screen.say(f"{name} has left: {done.out}")
     screen.figures(
         [
@@ -131,58 +184,6 @@ def withdraw(
                 "roster_after": done.digest,
                 "experts": done.names,
                 "removed_tensors": done.num_removed,
-                "flags": done.flags,
-            }
-        )
-
-
-def export(
-    release: Release,
-    only: Annotated[str, typer.Option(help="The expert to export, or anchor.")],
-    out: Out,
-    as_json: AsJson = False,
-) -> None:
-    """Write one expert as a dense OLMo 2 checkpoint, without router or other experts.
-
-    Example: moiety export release/ --only hospital --out dense/
-    """
-    from moiety.merge import export as export_expert
-
-    with screen.byte_bar("exporting") as advance:
-        made = export_expert(release, only, out, progress=advance)
-    screen.say(f"dense checkpoint of {only} at {made}")
-    if as_json:
-        screen.print_json({"checkpoint": str(made), "expert": only})
-
-
-def _allowed(keys: list[Path] | None) -> set[str] | None:
-    from moiety.bundle import signing
-
-    return {signing.load_public(path) for path in keys} if keys else None
-
-
-def _tell(done: MergeSummary, as_json: bool) -> None:
-    screen.say(f"release at {done.out}")
-    seconds = f"{done.verify_seconds:.1f} s verifying, {done.write_seconds:.1f} s writing"
-    screen.figures(
-        [
-            ("experts", ", ".join(done.names)),
-            ("size", f"{done.num_bytes / 1e6:,.1f} MB, {seconds}"),
-            ("roster digest", done.digest),
-        ]
-    )
-    for flag in done.flags:
-        screen.say(f"  note: {flag}")
-    screen.note(f"next: moiety eval {done.out} --data NAME=PATH")
-    if as_json:
-        screen.print_json(
-            {
-                "release": str(done.out),
-                "digest": done.digest,
-                "experts": done.names,
-                "bytes": done.num_bytes,
-                "verify_seconds": done.verify_seconds,
-                "write_seconds": done.write_seconds,
                 "flags": done.flags,
             }
         )

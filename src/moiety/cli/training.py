@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import (
+    AsJson,
+    Assignments,
+    ConfigFile,
+    Resume,
+    SkipBad,
+    TextField,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from moiety.bundle import papers
 
+RecordKey = Annotated[
+    str | None, typer.Option(help="Field that says whose record it is (patient, account).")
+]
+Heldout = Annotated[
+    list[str] | None,
+    typer.Option(help="Text to judge on; default: a share of your own, chosen by hash."),
+]
+
 
 def train(
-    anchor: Annotated[Path, typer.Argument(help="The anchor's folder.")],
+    anchor: Annotated[Path, typer.Argument(metavar="ANCHOR", help="The anchor's folder.")],
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Private text: files, folders, globs.")
     ],
@@ -23,72 +40,46 @@ def train(
     rank: Annotated[
         int | None, typer.Option(help="Train a low-rank expert: a fraction of the size.")
     ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(help="Training tokens, public ones included; default: as many as pay."),
-    ] = None,
+    tokens: Tokens = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling and start.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    record_key: Annotated[
-        str | None,
-        typer.Option(help="Field that says whose record it is (patient, account)."),
-    ] = None,
-    heldout: Annotated[
-        list[str] | None,
-        typer.Option(help="Text to judge on; default: a share of your own, chosen by hash."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count bad lines instead of stopping.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    resume: Resume = False,
+    text_field: TextField = "text",
+    record_key: RecordKey = None,
+    heldout: Heldout = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train your expert beside the frozen anchor, on text that never leaves the run's folder.
 
     Interrupt with Ctrl-C and go on with --resume. At the end you see what your text gained and
     that public text did not suffer.
 
-    Example: moiety train anchor/ notes.jsonl --owner city-hospital --record-key patient_id --out run/
+    Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """
-    from moiety.train import ExpertPlan, Sources, TrainConfig, resolve_config, train_expert
+    from moiety.data import Sources
+    from moiety.train import ExpertPlan, TrainConfig, resolve_config, train_expert
 
     screen.quiet_libraries()
     named = {"pair.rank": rank, "budget.tokens": tokens, "seed": seed}
     assignments = [*(set_ or []), *(f"{k}={v}" for k, v in named.items() if v is not None)]
     settings = resolve_config(TrainConfig(), config, assignments)
-    reading = {"text_field": text_field, "skip_bad": skip_bad}
-    plan = ExpertPlan(
-        anchor,
-        Sources(data, record_key=record_key, text_field=text_field, skip_bad=skip_bad),
-        owner,
-        out,
-        settings,
-        Sources(heldout, record_key=record_key, **reading) if heldout else None,  # type: ignore[arg-type]
-    )
+    own = Sources(data, text_field, record_key, skip_bad)
+    judged = Sources(heldout, text_field, record_key, skip_bad) if heldout else None
+    plan = ExpertPlan(anchor, own, owner, out, settings, judged)
     done = train_expert(plan, resume=resume)
-    _tell(done.paper, out)
-    screen.say(f"  left out: {done.skipped.summary()}")
-    screen.note(f"next: moiety keys new --out {owner}.pem, then")
-    screen.note(f"      moiety pack {out} --key {owner}.pem --out {owner}.expert")
+    _tell(done.paper, out, done.skipped.summary())
     if as_json:
-        screen.print_json(
-            {
-                "run": str(out),
-                "owner": owner,
-                "result": done.paper.result.model_dump(),
-                "steps": done.paper.steps,
-                "tokens_seen": done.paper.tokens_seen,
-                "seconds": done.paper.seconds,
-                "skipped": done.skipped.totals,
-            }
-        )
+        screen.print_json(_facts(done.paper) | {"run": str(out), "skipped": done.skipped.totals})
 
 
-def _tell(paper: papers.RunPaper, out: Path) -> None:
+def _facts(paper: papers.RunPaper) -> dict[str, Any]:
+    chosen = {"owner", "result", "steps", "tokens_seen", "seconds"}
+    return paper.model_dump(mode="json", include=chosen)
+
+
+def _tell(paper: papers.RunPaper, out: Path, left_out: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Bits per byte, run {out}", title_justify="left")
@@ -105,3 +96,6 @@ def _tell(paper: papers.RunPaper, out: Path) -> None:
         f"  {kind} expert, {paper.steps:,} steps, {paper.tokens_seen:,} tokens, "
         f"{paper.seconds:,.0f} s; lower is better"
     )
+    screen.say(f"  left out: {left_out}")
+    screen.note(f"next: moiety keys new --out {paper.owner}.pem, then")
+    screen.note(f"      moiety pack {out} --key {paper.owner}.pem --out {paper.owner}.expert")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from moiety.cli import screen
+from moiety.cli.options import (
+    AsJson,
+    Device,
+    More,
+    ReleaseFolder,
+    Routing,
+    SkipBad,
+    TextField,
+)
 from moiety.errors import ConfigError
-
-Release = Annotated[Path, typer.Argument(help="The release's folder.")]
-RoutingOption = Annotated[
-    Literal["context", "token"],
-    typer.Option(help="context: evidence over the text so far; token: as stock loaders route."),
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 
 
 def generate(
-    release: Release,
+    release: ReleaseFolder,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
@@ -32,9 +34,9 @@ def generate(
     without: Annotated[
         str | None, typer.Option(help="A,B: use everybody but these owners.")
     ] = None,
-    routing: RoutingOption = "context",
+    routing: Routing = "context",
     stream: Annotated[bool, typer.Option("--stream", help="Print as the text comes.")] = False,
-    device: DeviceOption = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Continue a prompt; stdout holds the continuation alone.
 
@@ -63,24 +65,22 @@ def generate(
 
 
 def eval_(
-    release: Release,
+    release: ReleaseFolder,
     data: Annotated[
         list[str], typer.Option(metavar="NAME=PATH", help="Text to judge on; repeat for several.")
     ],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    routing: RoutingOption = "context",
+    more: More = None,
+    routing: Routing = "context",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, charts, HTML.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each text, a fair sample.")] = 32_768,
     window_tokens: Annotated[int, typer.Option(help="Longest context scored with.")] = 256,
     top_k: Annotated[
         int | None, typer.Option(help="Experts a token uses; default: as merged.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count bad lines, do not stop.")
-    ] = False,
-    device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    text_field: TextField = "text",
+    skip_bad: SkipBad = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Bits per byte of every text under every set of experts, and what each removal costs.
 

@@ -1,22 +1,19 @@
 """Text to batches: documents out of files, tokens on disk, windows in a fixed random order."""
 
-from moiety.data.documents import Document, Skipped
+from moiety.data.documents import Skipped
 from moiety.data.judging import DocumentNats
 from moiety.data.packed import PackedText
 from moiety.data.packing import pack_split, pack_text
-from moiety.data.reading import read_documents
-from moiety.data.sampler import WindowSampler
+from moiety.data.reading import Sources
 from moiety.data.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
-    "Document",
     "DocumentNats",
     "PackedText",
     "Skipped",
-    "WindowSampler",
+    "Sources",
     "load_tokenizer",
     "pack_split",
     "pack_text",
-    "read_documents",
     "train_tokenizer",
 ]

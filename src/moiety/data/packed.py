@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moiety.data.judging import DocumentNats, Score, judge_documents
+from moiety.data.sampler import WindowSampler
 from moiety.errors import FormatError
 from moiety.files import parse_json, read_limited
 
@@ -118,6 +119,10 @@ class PackedText:
         tokens = self._stream[np.minimum(places, len(self._stream) - 1)].astype(np.int64)
         tokens[~inside] = self.separator
         return Windows(tokens, self._documents_at(places))
+
+    def sampler(self, seed: int) -> WindowSampler:
+        """Windows in a fixed random order, each once an epoch."""
+        return WindowSampler(self.num_windows, seed)
 
     @property
     def document_tokens(self) -> Longs:

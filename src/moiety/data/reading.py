@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ from moiety.errors import DataError
 
 _PARQUET_ROWS = 64
 """Rows decoded at once: small, because one row may hold a whole book."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which text, and how it is read."""
+
+    paths: Sequence[str]
+    text_field: str = "text"
+    record_key: str | None = None
+    skip_bad: bool = False
+
+    def documents(self, skipped: Skipped) -> Iterator[Document]:
+        """Every document, streamed; what is left out is counted in ``skipped``."""
+        return read_documents(
+            self.paths,
+            text_field=self.text_field,
+            record_key=self.record_key,
+            skip_bad=self.skip_bad,
+            skipped=skipped,
+        )
 
 
 def read_documents(

@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from moiety.bundle import anchors, orders, pack, papers, signing
+from moiety.data import Sources
 from moiety.demo.owners import Owner, settle, split_lines, train_all
 from moiety.demo.texts import write_public
 from moiety.errors import StateError
 from moiety.evaluate import Evaluation, Question, evaluate, render_table, write_report
 from moiety.merge import load_release, merge, verify_receipt_against, withdraw
-from moiety.train import PRESETS, Sources, new_anchor, resolve_config
+from moiety.train import PRESETS, new_anchor, resolve_config
 
 PUBLIC_BYTES = 2_500_000
 OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500_000}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from moiety.data import PackedText, Skipped, load_tokenizer, pack_text, read_documents
+from moiety.data import PackedText, Skipped, Sources, load_tokenizer, pack_text
 from moiety.evaluate.bootstrap import TextScores, measure
 from moiety.evaluate.report import Evaluation, TextFacts
 from moiety.merge import load_release, open_release
@@ -97,12 +97,9 @@ def choose(mixture: Mixture, model: str) -> AbstractContextManager[Any]:
 
 def _pack(question: Question, paths: Sequence[str], folder: Path) -> PackedText:
     tokenizer, separator = load_tokenizer(question.release)
-    skipped = Skipped()
-    documents = read_documents(
-        list(paths), text_field=question.text_field, skip_bad=question.skip_bad, skipped=skipped
-    )
+    sources = Sources(paths, text_field=question.text_field, skip_bad=question.skip_bad)
     return pack_text(
-        documents,
+        sources.documents(Skipped()),
         tokenizer,
         folder,
         window_tokens=question.window_tokens,

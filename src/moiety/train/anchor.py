@@ -20,6 +20,7 @@ from moiety.bundle import anchors
 from moiety.data import (
     PackedText,
     Skipped,
+    Sources,
     load_tokenizer,
     pack_split,
     train_tokenizer,
@@ -33,7 +34,7 @@ from moiety.train.config import BudgetConfig, TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.presets import PRESETS, Preset, PresetName
-from moiety.train.sample import Sources, sample_sources, write_probe, write_sample
+from moiety.train.sample import sample_sources, write_probe, write_sample
 
 ANCHOR_EPOCHS = 3
 """Passes over the public text by default: a small model still gains in the third."""

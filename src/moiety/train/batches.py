@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moiety.data import PackedText, WindowSampler
+from moiety.data import PackedText
 
 Longs = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -52,8 +52,8 @@ class StepBatches:
         seed: int,
     ) -> None:
         self.own, self.public, self.shares = own, public, shares
-        self._own_sampler = WindowSampler(own.num_windows, seed)
-        self._public_sampler = WindowSampler(public.num_windows, seed + 1) if public else None
+        self._own_sampler = own.sampler(seed)
+        self._public_sampler = public.sampler(seed + 1) if public else None
 
     def micro(self, step: int, micro_windows: int, device: str) -> Iterator[Batch]:
         """The step's windows, at most ``micro_windows`` at a time (0: all at once)."""

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Olmo2ForCausalLM
@@ -43,8 +43,7 @@ class Compute:
         backbone.train()
         if not self.compiled:
             return backbone.model
-        compiled: Callable[..., Any] = torch.compile(backbone.model, dynamic=False)
-        return compiled
+        return cast(Callable[..., Any], torch.compile(backbone.model, dynamic=False))
 
     def prepare_frozen(self, backbone: Olmo2ForCausalLM) -> None:
         """Keeps frozen matrices in the precision they are multiplied in: no cast every step."""

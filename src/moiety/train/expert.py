@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors, papers
-from moiety.data import DocumentNats, PackedText, Skipped
+from moiety.data import DocumentNats, PackedText, Skipped, Sources
 from moiety.errors import ConfigError, StateError
 from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
@@ -31,7 +31,6 @@ from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
-from moiety.train.sample import Sources
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3

@@ -116,8 +116,7 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
         mean_BTE = running_mean(scores_BTE, self.borders)
-        logits_BT: Tensor = self.temperature * mean_BTE[:, :, 0]
-        return logits_BT
+        return mean_BTE[:, :, 0] * self.temperature
 
 
 class Pair:

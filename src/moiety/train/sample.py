@@ -8,8 +8,6 @@ from __future__ import annotations
 import gzip
 import heapq
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors
-from moiety.data import Document, PackedText, Skipped, read_documents
+from moiety.data import PackedText, Skipped, Sources
 from moiety.errors import DataError
 from moiety.files import digest_bytes
 from moiety.model import running_mean
@@ -32,26 +30,6 @@ PROBE_POSITIONS = 512
 """States a layer at which a bundle's rows are tested before anybody runs it."""
 
 _POSITIONS_PER_WINDOW = 8
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Which text, and how it is read."""
-
-    paths: Sequence[str]
-    text_field: str = "text"
-    record_key: str | None = None
-    skip_bad: bool = False
-
-    def documents(self, skipped: Skipped) -> Iterator[Document]:
-        """Every document, streamed; what is left out is counted in ``skipped``."""
-        return read_documents(
-            self.paths,
-            text_field=self.text_field,
-            record_key=self.record_key,
-            skip_bad=self.skip_bad,
-            skipped=skipped,
-        )
 
 
 def write_sample(sources: Sources, path: Path, skipped: Skipped) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moiety.bundle import papers
-from moiety.data import PackedText, Skipped, load_tokenizer, pack_split, pack_text
+from moiety.data import PackedText, Skipped, Sources, load_tokenizer, pack_split, pack_text
 from moiety.files import new_folder
 from moiety.train.config import TrainConfig
-from moiety.train.sample import Sources, sample_sources
+from moiety.train.sample import sample_sources
 
 
 @dataclass(frozen=True)

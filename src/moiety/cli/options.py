@@ -1,0 +1,32 @@
+"""Options that several commands share: one home for their words and their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON line.")]
+NewFolder = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")]
+ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The release's folder.")]
+
+TextField = Annotated[str, typer.Option(help="Field that holds the text (JSONL, Parquet).")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines; do not stop.")]
+
+Tokens = Annotated[
+    int | None, typer.Option(help="Training tokens, public ones included; default: as pays.")
+]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value; repeatable.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with interrupted work.")]
+
+Routing = Annotated[
+    Literal["context", "token"],
+    typer.Option(help="context: evidence over the text so far; token: as stock loaders route."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+More = Annotated[list[str] | None, typer.Argument(hidden=True)]
+"""Further values of an option that takes several, as in ``--data a=x b=y``."""
