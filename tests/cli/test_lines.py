@@ -1,0 +1,99 @@
+"""The command lines that other people's scripts rely on, word for word, and what they mean."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from moiety.cli import app
+
+LINES = {
+    "anchor new a.txt b/ --out DIR": {"data": ["a.txt", "b/"], "out": Path("DIR")},
+    "anchor new a.txt --out DIR --preset tiny": {"preset": "tiny"},
+    "anchor new a.txt --out DIR --preset small": {"preset": "small"},
+    "anchor new a.txt --out DIR --preset base": {"preset": "base"},
+    "anchor import CKPT --public a b --out DIR": {
+        "checkpoint": "CKPT",
+        "public": ["a"],
+        "more": ["b"],
+    },
+    "anchor import CKPT --public a --public b --out DIR": {"public": ["a", "b"]},
+    "train ANCHOR a.txt b.txt --owner amy --out DIR": {
+        "anchor": Path("ANCHOR"),
+        "data": ["a.txt", "b.txt"],
+        "owner": "amy",
+        "rank": None,
+        "resume": False,
+    },
+    "train A d --owner amy --out D --rank 8 --tokens 1000 --seed 3 --resume": {
+        "rank": 8,
+        "tokens": 1000,
+        "seed": 3,
+        "resume": True,
+    },
+    "train A d --owner amy --out D --config run.toml --set a.b=c --set d.e=f": {
+        "config": Path("run.toml"),
+        "set_": ["a.b=c", "d.e=f"],
+    },
+    "keys new --out KEY.pem": {"out": Path("KEY.pem")},
+    "pack RUN --key KEY.pem --out NAME.expert": {"run": Path("RUN"), "terms": None},
+    "pack RUN --key KEY.pem --terms TERMS.toml --out NAME.expert": {"terms": Path("TERMS.toml")},
+    "verify PATH": {"path": Path("PATH"), "release": False, "other": None},
+    "verify PATH --key KEY.pub": {"key": [Path("KEY.pub")]},
+    "verify PATH --release": {"release": True, "other": None},
+    "verify RECEIPT --release REL": {"release": True, "other": Path("REL")},
+    "verify RECEIPT --release REL --key KEY.pub": {"other": Path("REL"), "key": [Path("KEY.pub")]},
+    "merge ANCHOR a.expert b.expert --out DIR": {
+        "bundles": [Path("a.expert"), Path("b.expert")],
+        "top_k": None,
+        "native": False,
+    },
+    "merge ANCHOR a.expert --out DIR --top-k 2 --native": {"top_k": 2, "native": True},
+    "order withdraw a.expert --key KEY.pem --out ORDER.json": {"bundle": Path("a.expert")},
+    "withdraw REL amy --order ORDER.json --out DIR": {"out": Path("DIR"), "in_place": False},
+    "withdraw REL amy --order ORDER.json --in-place": {"out": None, "in_place": True},
+    "admit REL a.expert --out DIR": {"release": Path("REL"), "bundle": Path("a.expert")},
+    "export REL --only amy --out DIR": {"only": "amy"},
+    "eval REL --data x=1 y=2": {"data": ["x=1"], "more": ["y=2"]},
+    "eval REL --data x=1 --data y=2": {"data": ["x=1", "y=2"]},
+    "eval REL --data x=1 --routing context --out DIR --json": {
+        "routing": "context",
+        "out": Path("DIR"),
+        "as_json": True,
+    },
+    "eval REL --data x=1 --routing token": {"routing": "token"},
+    'generate REL --prompt "The patient"': {"prompt": "The patient"},
+    "generate REL --prompt a --max-tokens 5 --temperature 0": {
+        "max_tokens": 5,
+        "temperature": 0.0,
+    },
+    "generate REL --prompt a --experts A,B": {"experts": "A,B", "without": None},
+    "generate REL --prompt a --without A": {"experts": None, "without": "A"},
+    "generate REL --prompt a --routing token": {"routing": "token"},
+    "demo": {"out": Path("demo")},
+    "demo --out DIR": {"out": Path("DIR")},
+    "doctor": {},
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_means_what_it_meant(line):
+    command, words = typer.main.get_command(app), shlex.split(line)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    found = command.make_context("moiety", words).params
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+    assert {name: plain[name] for name in LINES[line]} == LINES[line]
+
+
+def test_every_command_has_a_line_here():
+    def every(command, name):
+        if hasattr(command, "commands"):
+            return [line for n, c in command.commands.items() for line in every(c, f"{name} {n}")]
+        return [name.strip()]
+
+    commands = every(typer.main.get_command(app), "")
+    assert [name for name in commands if not any(line.startswith(name) for line in LINES)] == []

@@ -1,0 +1,203 @@
+"""A release in the hand: names, errors, sampling, routing shares."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests import tiny
+
+import moiety
+from moiety.errors import ConfigError, FormatError, TrustError
+from moiety.merge import load_release
+from moiety.model import Mixture, load_mixture
+
+OWNERS = tuple(tiny.RANKS)
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_world):
+    return tiny_world.load(*OWNERS)
+
+
+def test_names_are_in_slot_order_and_the_anchor_is_in_every_set(mixture):
+    assert mixture.names == ["anchor", "amy", "bob", "cat"]
+    assert mixture.slots(["cat", "amy"]) == (0, 1, 3)
+    assert mixture.slots([]) == mixture.slots(["anchor"]) == (0,)
+    with mixture.without("anchor", "bob"):
+        assert mixture.routing.slots == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda mixture: mixture.only("eve", "amy", "dan").__enter__(),
+        lambda mixture: mixture.without("eve", "amy", "dan").__enter__(),
+        lambda mixture: mixture.generate(["a", "b"], experts=[["amy"], ["eve", "dan"]]),
+    ],
+    ids=["only", "without", "generate"],
+)
+def test_an_unknown_expert_is_named_and_so_are_those_there_are(mixture, use):
+    with pytest.raises(ConfigError, match="no expert called dan, eve") as caught:
+        use(mixture)
+    assert caught.value.remedy == "there are: anchor, amy, bob, cat"
+    assert mixture.routing.slots == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"max_new_tokens": 0}, "max tokens"),
+        ({"experts": [["amy"]]}, "1 expert sets for 2 prompts"),
+        ({"prompt": ["x", "ba " * 200]}, "longer than the model's 128 positions"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(mixture, how, what):
+    with pytest.raises(ConfigError, match=what):
+        mixture.generate(**({"prompt": ["a", "b"]} | how))
+
+
+def test_an_empty_prompt_begins_with_the_separator(mixture):
+    text = mixture.generate("", temperature=0, max_new_tokens=8)
+    assert text == tiny.greedy_by_recomputation(mixture, "", 8)
+
+
+def test_an_empty_prompt_without_a_separator_is_refused(tiny_world, tmp_path):
+    raw = json.loads((tiny_world.anchor / "tokenizer.json").read_text("utf-8"))
+    raw["post_processor"] = None
+    mixture = tiny_world.load("amy")
+    shutil.copytree(tiny_world.anchor, tmp_path / "plain")
+    (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(raw), "utf-8")
+    from transformers import AutoTokenizer
+
+    mixture.tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    with pytest.raises(ConfigError, match="prompt is empty"):
+        mixture.generate("")
+
+
+def test_a_prompt_gives_a_text_and_prompts_give_texts(mixture):
+    one = mixture.generate("ba", temperature=0, max_new_tokens=6)
+    assert isinstance(one, str)
+    assert mixture.generate(["ba"], temperature=0, max_new_tokens=6) == [one]
+
+
+def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_dice_alone(mixture):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    texts = {
+        seed: [mixture.generate("ba", seed=seed, max_new_tokens=12) for _ in range(2)]
+        for seed in (0, 1, 2)
+    }
+    assert torch.equal(torch.rand(3), expected)
+    assert all(one == other for one, other in texts.values())
+    assert len({one for one, _ in texts.values()}) > 1
+
+
+def test_streaming_prints_the_text_it_returns(mixture, capsys):
+    text = mixture.generate("ba", temperature=0, max_new_tokens=10, stream=True)
+    assert capsys.readouterr().out.strip() == text.strip() != ""
+
+
+def test_sampling_follows_the_models_probabilities(tiny_world):
+    mixture = tiny_world.load("amy")
+    with torch.no_grad():
+        mixture.backbone.lm_head.weight.mul_(3)
+    ids = mixture.tokenizer("ba ba", return_tensors="pt")["input_ids"]
+    expected = tiny.logits_of(mixture, ids)[0, -1].softmax(dim=-1)
+    count = 600
+    texts = mixture.generate(["ba ba"] * count, temperature=1, top_p=1, max_new_tokens=1, seed=3)
+    for text in sorted(set(texts)):
+        # Several tokens may read alike: every broken piece of UTF-8 does.
+        share = sum(
+            float(chance)
+            for token, chance in enumerate(expected)
+            if mixture.tokenizer.decode([token], skip_special_tokens=True) == text
+        )
+        spread = (share * (1 - share) / count) ** 0.5
+        assert abs(texts.count(text) / count - share) < 5 * spread + 1 / count
+
+
+@pytest.mark.parametrize("routing", ["context", "token"])
+@pytest.mark.parametrize("chosen", [OWNERS, ("bob",), ()])
+def test_shares_are_the_mean_weights_of_real_positions(tiny_world, routing, chosen):
+    mixture = tiny_world.load(*OWNERS, routing=routing)
+    tokens = tiny.random_tokens(2, 13)
+    documents = torch.tensor([[0] * 5 + [1] * 8, [1] * 9 + [-1] * 4])
+    seen = []
+    for layer in mixture.backbone.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))
+    with mixture.only(*chosen), mixture.watching() as shares:
+        mixture.score(tokens, documents)
+    real = documents[:, :-1] >= 0
+    torch.testing.assert_close(shares.sum(1), torch.full((2,), float(real.sum())).double())
+    absent = [n for n, name in enumerate(mixture.names[1:], 1) if name not in chosen]
+    assert shares[:, absent].abs().sum() == 0
+    from moiety.model import Borders
+
+    with mixture.only(*chosen):
+        borders = Borders.from_documents(documents[:, :-1])
+        with mixture.routing.documents(borders):
+            mixture.routing.current = type(mixture.routing.current)(borders=borders)
+            for layer, (module, hidden) in enumerate(seen):
+                weights = module.weights(hidden)[real].double().sum(0)
+                kept = shares[layer, list(mixture.routing.slots)]
+                torch.testing.assert_close(weights, kept, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_watched_after_the_block(mixture):
+    tokens = tiny.random_tokens(1, 5)
+    with mixture.watching() as shares:
+        tiny.logits_of(mixture, tokens)
+    before = shares.clone()
+    tiny.logits_of(mixture, tokens)
+    assert torch.equal(shares, before)
+
+
+def test_an_attention_mask_of_four_dimensions_is_refused(mixture):
+    with pytest.raises(ConfigError, match="shape"):
+        tiny.logits_of(
+            mixture,
+            tiny.random_tokens(1, 4),
+            attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        )
+
+
+def test_the_packages_own_door_loads_a_release(tiny_world):
+    folder = tiny_world.release(*OWNERS)
+    model = moiety.load(str(folder), routing="token")
+    assert isinstance(model, Mixture)
+    tokens = tiny.random_tokens(1, 9)
+    ours = load_release(folder, routing="token")
+    assert torch.equal(tiny.logits_of(model, tokens), tiny.logits_of(ours, tokens))
+
+
+def test_a_release_that_does_not_hold_is_not_loaded(tiny_world, tmp_path):
+    shutil.copytree(tiny_world.release("amy"), tmp_path / "release")
+    (tmp_path / "release" / "extra").write_text("x")
+    with pytest.raises(TrustError):
+        moiety.load(tmp_path / "release")
+
+
+def test_tensors_that_do_not_fit_are_an_error_with_a_place(tiny_world, tmp_path):
+    folder = tiny_world.release("amy")
+    held = load_file(folder / "expert-amy.safetensors")
+    name = next(iter(sorted(held)))
+    save_file(held | {name: held[name][:, :-1].contiguous()}, tmp_path / "odd.safetensors")
+    with pytest.raises(FormatError, match="tensors of slot 1 do not fit") as caught:
+        load_mixture(
+            folder,
+            ["anchor", "amy"],
+            [folder / "expert-anchor.safetensors", tmp_path / "odd.safetensors"],
+            [None, None],
+            router=folder / "router.safetensors",
+            context=folder / "context.safetensors",
+            top_k=2,
+        )
+    assert "layer" in caught.value.where

@@ -1,0 +1,148 @@
+"""Settings: one home for a default, a file, assignments, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Olmo2ForCausalLM
+
+from moiety.errors import ConfigError
+from moiety.train import PRESETS, TrainConfig, resolve_config
+from moiety.train.compute import can_compile, resolve_compute
+from moiety.train.config import ComputeConfig
+from moiety.train.loop import schedule
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_file_overrides_the_defaults_and_assignments_override_the_file(tmp_path):
+    file = toml(tmp_path, "seed = 3\n[optim]\nlearning_rate = 0.5\nbeta1 = 0.1\n[pair]\nrank = 8\n")
+    found = resolve_config(
+        TrainConfig(seed=1), file, ["optim.learning_rate=0.25", "pair.rank=none"]
+    )
+    assert (found.seed, found.optim.learning_rate, found.optim.beta1) == (3, 0.25, 0.1)
+    assert found.pair.rank is None
+    assert found.batch == TrainConfig().batch
+
+
+def test_the_last_assignment_wins():
+    assert resolve_config(TrainConfig(), None, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("compute.device=cuda:1", "cuda:1"),
+        ('compute.device="cpu"', "cpu"),
+        ("compute.checkpoint_activations=true", True),
+        ("optim.learning_rate=1e-4", 1e-4),
+        (" budget.tokens = 5000 ", 5000),
+        ("budget.tokens=null", None),
+    ],
+)
+def test_values_are_read_as_toml_or_else_as_text(assignment, value):
+    found = resolve_config(TrainConfig(), None, [assignment])
+    section, name = assignment.partition("=")[0].strip().split(".")
+    assert getattr(getattr(found, section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("optim.learning_rat=1", "optim.learning_rat"),
+        ("optm.learning_rate=1", "optm"),
+        ("speed=9", "speed"),
+        ("optim.learning_rate=fast", "optim.learning_rate"),
+        ("optim.learning_rate=-1", "optim.learning_rate"),
+        ("batch.windows=0", "batch.windows"),
+        ("batch.windows=1.5", "batch.windows"),
+        ("data.public_share=1", "data.public_share"),
+        ("compute.precision=fp8", "compute.precision"),
+        ("optim=3", "optim"),
+        ("seed.more=3", "seed"),
+    ],
+)
+def test_what_is_wrong_is_named_with_everything_that_is_known(assignment, key):
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(TrainConfig(), None, [assignment])
+    assert caught.value.message.startswith(key)
+    assert "pair.row_weight" in caught.value.remedy
+
+
+def test_an_assignment_needs_an_equals_sign():
+    with pytest.raises(ConfigError, match=r"section\.field=value"):
+        resolve_config(TrainConfig(), None, ["optim.learning_rate"])
+
+
+@pytest.mark.parametrize("text", ["seed = ", "[optim]\nbeta1 = 2\n", "[optim]\nspeed = 2\n"])
+def test_a_bad_file_is_an_error(tmp_path, text):
+    with pytest.raises(ConfigError):
+        resolve_config(TrainConfig(), toml(tmp_path, text), [])
+
+
+def test_a_file_that_is_not_there_or_not_text_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        resolve_config(TrainConfig(), tmp_path / "none.toml", [])
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read"):
+        resolve_config(TrainConfig(), tmp_path / "bytes.toml", [])
+
+
+def test_what_was_resolved_can_be_resolved_again():
+    config = resolve_config(TrainConfig(), None, ["pair.rank=3", "optim.beta2=0.5"])
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 500), st.floats(0, 0.9))
+def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine_to_a_tenth(steps, fraction):
+    rates = [schedule(step, steps, fraction) for step in range(steps)]
+    warmup = max(1, round(steps * fraction))
+    for step, rate in enumerate(rates):
+        if step < warmup:
+            assert rate == pytest.approx((step + 1) / warmup)
+        else:
+            angle = math.pi * (step - warmup) / max(1, steps - warmup)
+            assert rate == pytest.approx(0.1 + 0.9 * (1 + math.cos(angle)) / 2)
+    assert rates[min(warmup, steps) - 1] == pytest.approx(1)
+    assert min(rates[warmup:], default=0.1) >= 0.1
+    assert schedule(steps, steps, fraction) == pytest.approx(0.1 if warmup < steps else 1)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_preset_has_as_many_parameters_as_its_model(name):
+    import torch
+
+    size = PRESETS[name]
+    with torch.device("meta"):
+        shape = size.model_config(separator=0, pad=1, max_positions=1024)
+        model = Olmo2ForCausalLM(shape)
+    assert sum(p.numel() for p in model.parameters()) == size.parameters
+    assert (shape.num_hidden_layers, shape.vocab_size) == (size.layers, size.vocab)
+    assert size.train_config(7).seed == 7
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        resolve_compute(ComputeConfig(device="cuda"), 10)
+
+
+def test_compiling_is_decided_by_the_number_of_steps_unless_it_is_said():
+    auto = [resolve_compute(ComputeConfig(device="cpu"), n).compiled for n in (149, 150)]
+    assert auto == [False, can_compile("cpu")]
+    for said, expected in (("on", True), ("off", False)):
+        found = {resolve_compute(ComputeConfig(compile=said), n).compiled for n in (1, 10**6)}
+        assert found == {expected}
+    both = ComputeConfig(compile="on", checkpoint_activations=True)
+    assert not resolve_compute(both, 10**6).compiled

@@ -1,0 +1,137 @@
+"""An owner's run: it learns, it says how much, and it refuses what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests import tiny
+from torch.nn import functional
+
+from moiety.bundle import pack, papers, signing
+from moiety.data import PackedText, Sources
+from moiety.errors import ConfigError, DataError, FormatError
+from moiety.merge import load_release, merge
+from moiety.model import load_dense
+from moiety.train import ExpertPlan, train_expert
+
+
+@pytest.fixture
+def text(tmp_path):
+    return Sources([str(tiny.write_text(tmp_path / "own.jsonl", seed=1))])
+
+
+@pytest.fixture
+def plan(tiny_anchor, text, tmp_path):
+    return ExpertPlan(tiny_anchor, text, "amy", tmp_path / "run", tiny.settings())
+
+
+@pytest.fixture(scope="module", params=["none", "4"], ids=["full", "low-rank"])
+def trained(request, tiny_anchor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    text = Sources([str(tiny.write_text(folder / "own.jsonl", seed=1))])
+    config = tiny.settings(
+        f"pair.rank={request.param}", "budget.tokens=7680", "optim.learning_rate=2e-2"
+    )
+    return train_expert(ExpertPlan(tiny_anchor, text, "amy", folder / "run", config), quiet=True)
+
+
+def test_training_on_easy_text_gains_a_lot_on_text_it_never_saw(trained):
+    bits = trained.paper.result.heldout
+    assert bits.pair < bits.anchor - 0.5
+
+
+def bits_by_hand(text, nats_of):
+    """Bits per byte of aligned text, every document's tokens counted once, window by window."""
+    nats, size = 0.0, int(text.document_bytes.sum())
+    for number in range(text.num_windows):
+        windows = text.windows(np.array([number]))
+        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
+        same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+        nats += float(nats_of(tokens, documents)[same].double().sum())
+    return nats / size / math.log(2)
+
+
+def test_its_table_is_what_the_anchor_and_the_merged_expert_score(trained, tiny_anchor, tmp_path):
+    signing.new_key(tmp_path / "amy.pem")
+    pack(trained.folder, tmp_path / "amy.pem", tmp_path / "amy.expert")
+    merge(tiny_anchor, [tmp_path / "amy.expert"], tmp_path / "release")
+    mixture = load_release(tmp_path / "release")
+    backbone = load_dense(tiny_anchor)
+
+    def anchor_nats(tokens, _documents):
+        with torch.inference_mode():
+            logits = backbone(input_ids=tokens[:, :-1]).logits
+        return functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+
+    for kind, bits in (
+        ("own", trained.paper.result.heldout),
+        ("public", trained.paper.result.public),
+    ):
+        text = PackedText.open(trained.folder / "text" / kind / "heldout")
+        assert bits.documents == text.num_documents
+        assert bits.anchor == pytest.approx(bits_by_hand(text, anchor_nats), abs=1e-4)
+        assert bits.pair == pytest.approx(bits_by_hand(text, mixture.score), abs=1e-4)
+
+
+def test_the_run_paper_tells_what_was_done(trained):
+    paper = papers.read_paper(papers.RunPaper, trained.folder / "run.json")
+    assert paper == trained.paper
+    assert (paper.owner, paper.seed, paper.tokens_seen) == ("amy", 0, paper.steps * 128)
+    assert paper.config["budget"]["tokens"] == 7680
+    assert paper.text.documents == 60
+    assert not (trained.folder / "checkpoints").exists()
+    assert trained.folder.stat().st_mode & 0o077 == 0, "private text lies here"
+
+
+def test_the_same_run_twice_is_the_same_expert_and_another_seed_another(plan, tmp_path):
+    made = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        config = plan.config.model_copy(update={"seed": seed})
+        one = dataclasses.replace(plan, out=tmp_path / name, config=config)
+        made.append(train_expert(one, quiet=True).paper.expert.sha256)
+    assert made[0] == made[1] != made[2]
+
+
+def test_held_out_text_may_be_named(plan, tmp_path):
+    heldout = Sources([str(tiny.write_text(tmp_path / "test.jsonl", seed=1, documents=7))])
+    done = train_expert(dataclasses.replace(plan, heldout=heldout), quiet=True)
+    assert done.paper.result.heldout.documents == 7
+    assert PackedText.open(plan.out / "text" / "own" / "train").num_documents == 60
+
+
+@pytest.mark.parametrize("owner", ["Amy", "", "anchor", "all", "../amy", "a b", "x" * 64])
+def test_a_name_that_cannot_be_an_owners_is_refused_before_anything_is_made(plan, owner):
+    with pytest.raises(ConfigError, match="not an owner's name") as caught:
+        train_expert(dataclasses.replace(plan, owner=owner), quiet=True)
+    assert caught.value.remedy
+    assert not plan.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("pair.rank=33", "larger than the anchor's matrices"),
+        ("data.window_tokens=129", "longer than the anchor's positions"),
+        ("data.public_share=0.9", "no window is left"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(plan, setting, what):
+    with pytest.raises(ConfigError, match=what):
+        train_expert(dataclasses.replace(plan, config=tiny.settings(setting)), quiet=True)
+
+
+def test_too_little_text_is_refused(plan, tmp_path):
+    (tmp_path / "little.jsonl").write_text('{"text": "ba"}\n{"text": "be"}\n')
+    little = Sources([str(tmp_path / "little.jsonl")])
+    with pytest.raises(DataError):
+        train_expert(dataclasses.replace(plan, sources=little), quiet=True)
+
+
+def test_a_folder_that_is_no_anchor_is_refused(plan, tmp_path):
+    (tmp_path / "odd").mkdir()
+    with pytest.raises(FormatError):
+        train_expert(dataclasses.replace(plan, anchor=tmp_path / "odd"), quiet=True)

@@ -1,0 +1,128 @@
+"""The public sample and the probe: fair, the same every time, and what they say they are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny
+
+from moiety.bundle import anchors
+from moiety.data import Skipped, Sources, load_tokenizer, pack_split
+from moiety.errors import DataError
+from moiety.model import load_dense
+from moiety.train import sample
+from moiety.train.sample import sample_sources, write_probe, write_sample
+
+
+def lines_of(path):
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def test_a_sample_does_not_depend_on_the_order_of_the_text(tmp_path):
+    one = tiny.write_text(tmp_path / "one.jsonl", seed=3)
+    lines = one.read_text("utf-8").splitlines()
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(reversed(lines)) + "\n", "utf-8")
+    for name, path in (("a", one), ("b", other)):
+        write_sample(Sources([str(path)]), tmp_path / name, Skipped())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    texts = sorted(json.loads(line)["text"] for line in lines)
+    assert sorted(line["text"] for line in lines_of(tmp_path / "a")) == texts
+
+
+def test_a_full_sample_keeps_those_with_the_smallest_hashes(tmp_path, monkeypatch):
+    text = tiny.write_text(tmp_path / "text.jsonl", seed=3)
+    write_sample(Sources([str(text)]), tmp_path / "whole", Skipped())
+    monkeypatch.setattr(sample, "SAMPLE_MAX_BYTES", 3000)
+    write_sample(Sources([str(text)]), tmp_path / "part", Skipped())
+    whole, part = lines_of(tmp_path / "whole"), lines_of(tmp_path / "part")
+    assert part == whole[: len(part)]
+    size = len(gzip.decompress((tmp_path / "part").read_bytes()))
+    assert size <= 3000 < size + max(len(json.dumps(line)) for line in whole)
+
+
+def test_a_document_larger_than_the_sample_is_still_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "SAMPLE_MAX_BYTES", 10)
+    text = tiny.write_text(tmp_path / "text.jsonl", seed=3)
+    write_sample(Sources([str(text)]), tmp_path / "part", Skipped())
+    assert len(lines_of(tmp_path / "part")) == 1
+
+
+def test_no_text_is_an_error(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError):
+        write_sample(Sources([str(tmp_path / "empty.jsonl")]), tmp_path / "out", Skipped())
+
+
+def test_a_sampled_document_stays_on_its_side_of_the_split(tiny_anchor, tmp_path):
+    """Whoever trains on the sample must hold out what the anchor's maker held out."""
+    public = tiny.write_text(tmp_path / "public.jsonl", seed=0)
+    tokenizer, separator = load_tokenizer(tiny_anchor)
+    sides = []
+    for number, source in enumerate((Sources([str(public)]), sample_sources(tiny_anchor))):
+        _, heldout = pack_split(
+            source.documents(Skipped()),
+            tokenizer,
+            tmp_path / str(number),
+            window_tokens=32,
+            separator=separator,
+        )
+        sides.append(sorted(heldout.document_tokens.tolist()))
+    assert sides[0] == sides[1]
+
+
+def test_the_probe_holds_the_states_before_each_block_and_their_means(tiny_anchor, tmp_path):
+    tokenizer, separator = load_tokenizer(tiny_anchor)
+    _, text = pack_split(
+        sample_sources(tiny_anchor).documents(Skipped()),
+        tokenizer,
+        tmp_path / "text",
+        window_tokens=64,
+        separator=separator,
+        heldout_fraction=0.4,
+    )
+    backbone = load_dense(tiny_anchor)
+    for name in ("one", "two"):
+        write_probe(backbone, text, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    probe = load_file(tmp_path / "one")
+    every = states_by_hand(backbone, text)
+    for layer in range(tiny.LAYERS):
+        for kind in ("token", "context"):
+            found = probe[f"layers.{layer}.{kind}"]
+            assert 8 <= len(found) <= 512
+            gap = nearest(found, every[layer, kind])
+            assert float(gap.max()) < 1e-4
+        assert len(probe[f"layers.{layer}.token"]) == len(probe[f"layers.{layer}.context"])
+
+
+def nearest(found, every):
+    """How far each state found is from the nearest of all there are."""
+    return torch.stack([(every - one).abs().amax(dim=1).min() for one in found])
+
+
+def states_by_hand(backbone, text):
+    """Every state of every window that a probe may take: in the window's first document."""
+    found, kept = {}, []
+    for layer in backbone.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0][0]))
+    for window in range(text.num_windows):
+        one = text.windows([window])
+        kept.clear()
+        with torch.inference_mode():
+            backbone(input_ids=torch.from_numpy(one.tokens[:, :-1]), use_cache=False)
+        real = int((one.documents[0, :-1] == one.documents[0, 0]).sum())
+        for layer, states in enumerate(kept):
+            means = torch.stack([states[: at + 1].mean(0) for at in range(real)])
+            found.setdefault((layer, "token"), []).append(states[:real])
+            found.setdefault((layer, "context"), []).append(means)
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def test_the_probe_never_sees_padding_or_a_second_document(tiny_anchor):
+    probe = load_file(tiny_anchor / anchors.PROBE)
+    assert all(torch.isfinite(states).all() for states in probe.values())
