@@ -10,7 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 
@@ -59,7 +66,7 @@ def byte_bar(title: str) -> Iterator[Any]:
         TransferSpeedColumn(),
         TimeLeft(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
+    with _passing_bar(*columns) as bar:
         task = bar.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -77,13 +84,19 @@ def cell_bar(title: str) -> Iterator[Any]:
         TextColumn("{task.completed}/{task.total} {task.fields[what]}"),
         TimeLeft(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
+    with _passing_bar(*columns) as bar:
         task = bar.add_task(title, total=None, what="")
 
         def watch(what: str, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, what=what)
 
         yield watch
+
+
+def _passing_bar(*columns: ProgressColumn) -> Progress:
+    """A bar that leaves nothing behind, and in a file or a pipe never was."""
+    console = err()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def quiet_libraries() -> None:

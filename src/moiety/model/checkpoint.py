@@ -9,23 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Olmo2Config, Olmo2ForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
 from moiety.errors import FormatError
 from moiety.family import MATRICES, OLMO2
+from moiety.files import parse_json, read_limited
 from moiety.model.layer import LowRankFeedForward, MixtureLayer, Routing, RoutingMode
 
 
 def load_dense(
     folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> Olmo2ForCausalLM:
-    """A dense checkpoint as it is, in evaluation mode; ``dtype`` None keeps the one on disk."""
-    model = Olmo2ForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
-    )
+    """A dense checkpoint as it is, in evaluation mode; ``dtype`` None keeps the one on disk.
+
+    Trap: left alone, the library fills what a checkpoint lacks with random numbers, or a lost
+    ``config.json`` with the largest model's.
+
+    Raises:
+        FormatError: not an OLMo 2 checkpoint, damaged, or not all of it there.
+    """
+    path = folder / "config.json"
+    config = parse_json(read_limited(path), path)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != OLMO2.dense_type:
+        raise FormatError(f"not a configuration of {OLMO2.dense_type}: {kind!a}", where=path)
+    try:
+        model, report = Olmo2ForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise FormatError(f"cannot be loaded: {str(error)[:200]}", where=folder) from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise FormatError(f"{len(names)} tensors are missing, such as {names[0]}", where=folder)
     loaded: Olmo2ForCausalLM = model.to(device).eval()
     return loaded
 
