@@ -86,7 +86,7 @@ def anchor_and_owners(house: House) -> None:
 
 def merged_and_judged(house: House) -> None:
     house.moiety("merge", "anchor", "bob.expert", "amy.expert", "--out", "release")
-    house.moiety("verify", "release", "--release")
+    house.moiety("verify", "release")
     data = [f"{name}={name}-test.jsonl" for name in ("public", "amy", "bob")]
     out = house.moiety(
         *("eval", "release", "--data", *data, "--window-tokens", "32", "--out", "report", "--json")

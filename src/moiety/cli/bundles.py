@@ -92,17 +92,13 @@ def pack(
 
 def verify(
     path: Annotated[Path, typer.Argument(help="Anchor, bundle, release, order or receipt.")],
-    other: Annotated[Path | None, typer.Argument(hidden=True)] = None,
     key: Annotated[
         list[Path] | None, typer.Option(help="KEY.pub that must have signed it; repeatable.")
     ] = None,
     anchor: Annotated[
         Path | None, typer.Option(help="Check a bundle against this anchor or release too.")
     ] = None,
-    release: Annotated[
-        bool,
-        typer.Option("--release", help="PATH is a release; or name one after it: a receipt's."),
-    ] = False,
+    release: Annotated[Path | None, typer.Option(help="The release a receipt is about.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a paper, every byte of it. Exit 0: it holds. Exit 2: it does not, and why.
@@ -112,11 +108,12 @@ def verify(
     from moiety.bundle import signing
 
     allowed = {signing.load_public(k) for k in key} if key else None
-    about = _about(path, other, release)
+    if release is not None and path.is_dir():
+        raise ConfigError("only a receipt is about a release", where=path)
     if path.is_dir():
         facts = _verify_folder(path, allowed, anchor)
     elif path.is_file():
-        facts = _verify_file(path, allowed, about)
+        facts = _verify_file(path, allowed, release)
     else:
         raise InputError("no such file or folder", where=path)
     screen.say(f"{path}: holds")
@@ -125,17 +122,6 @@ def verify(
         screen.say(f"  note: {flag}")
     if as_json:
         screen.print_json({"path": str(path), "holds": True, **facts})
-
-
-def _about(path: Path, other: Path | None, release: bool) -> Path | None:
-    """The release that ``--release`` names, if a paper is to be checked against one."""
-    if other is not None and not release:
-        raise ConfigError(f"one paper at a time, not {other} too", remedy="run it once for each")
-    if other is not None and path.is_dir():
-        raise ConfigError("only a receipt is about a release", where=path)
-    if release and other is None and not (path / "roster.json").is_file():
-        raise FormatError("not a release", where=path, remedy="name the folder after --release")
-    return other
 
 
 def _verify_folder(path: Path, allowed: set[str] | None, anchor: Path | None) -> dict[str, Any]:
