@@ -66,7 +66,7 @@ class BudgetConfig(Section):
     """Looks without a gain after which training stops; the best weights are kept."""
     judge_tokens: int = Field(16384, ge=256)
     """Held-out tokens of such a look."""
-    final_tokens: int = Field(65536, ge=256)
+    final_tokens: int = Field(32768, ge=256)
     """Held-out tokens of the last word, for each of the texts and models."""
     save_seconds: float = Field(120.0, gt=0)
     """Time between checkpoints."""
