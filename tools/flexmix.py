@@ -35,10 +35,7 @@ def main() -> int:
     release = options.out / "release"
     if not release.exists():
         moiety(options, "merge", anchor, *bundles, "--out", release)
-    results = {
-        f"{routing}, k = {k or 'all'}": judge(options, release, routing, k)
-        for routing, k in (("context", None), ("token", None), ("context", 2), ("context", 1))
-    }
+    results = {routing: judge(options, release, routing) for routing in ("context", "token")}
     summary = {name: headline(result) for name, result in results.items()}
     (options.out / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True))
     for name, line in summary.items():
@@ -90,13 +87,11 @@ def make_bundle(options: argparse.Namespace, anchor: Path, owner: str) -> Path:
     return bundle
 
 
-def judge(options: argparse.Namespace, release: Path, routing: str, k: int | None) -> dict:
+def judge(options: argparse.Namespace, release: Path, routing: str) -> dict:
     words = ["eval", release, "--routing", routing, "--max-tokens", options.eval_tokens, "--json"]
     for name in TEXTS:
         words += ["--data", f"{name}={options.data / name / 'test.jsonl.gz'}"]
-    if k is not None:
-        words += ["--top-k", k]
-    elif not (options.out / f"report-{routing}").exists():
+    if not (options.out / f"report-{routing}").exists():
         words += ["--out", options.out / f"report-{routing}"]
     said = moiety(options, *words, threads=os.cpu_count())
     return json.loads(said.strip().splitlines()[-1])
