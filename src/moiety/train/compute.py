@@ -41,9 +41,8 @@ class Compute:
             enable = getattr(backbone, "activation_checkpointing_enable", None)
             (enable or getattr(backbone, old))({"use_reentrant": False})
         backbone.train()
-        if not self.compiled:
-            return backbone.model
-        return cast(Callable[..., Any], torch.compile(backbone.model, dynamic=False))
+        model = cast(torch.nn.Module, backbone.model)
+        return torch.compile(model, dynamic=False) if self.compiled else model
 
     def prepare_frozen(self, backbone: Olmo2ForCausalLM) -> None:
         """Keeps frozen matrices in the precision they are multiplied in: no cast every step."""

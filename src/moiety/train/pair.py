@@ -111,7 +111,10 @@ class PairLayer(nn.Module):
         self.context_BT = self._evidence(seen)
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
         share_BT = self._evidence(hidden).sigmoid()
-        return public_BTD + share_BT[:, :, None].to(own_BTD.dtype) * (own_BTD - public_BTD)
+        mixed_BTD: Tensor = public_BTD + share_BT[:, :, None].to(own_BTD.dtype) * (
+            own_BTD - public_BTD
+        )
+        return mixed_BTD
 
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
