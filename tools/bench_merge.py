@@ -1,13 +1,14 @@
-"""How fast and how small a merge is: beside ``cp`` of the same bytes, in the same run.
+"""How fast and how small a merge is: beside ``cp`` of the same bytes, in turns with it.
 
-What limits a merge is SHA-256: every byte is hashed when it is verified and again when it is
-copied, 0.3 to 0.4 GB/s on a core without SHA instructions and about 1.5 GB/s with them. So the
-table gives that speed as well, and the processor seconds of the merge, which say what it would
-take where nothing else runs.
+A merge has two passes. The first verifies: every byte is read and hashed once, so SHA-256 limits
+it, 0.2 to 0.4 GB/s on a core without SHA instructions and about 1.5 GB/s with them. The second
+reads and writes the release; it is what is compared with ``cp`` and ``sync``.
 
 Makes a synthetic anchor of ``--gb`` gigabytes and four experts (blocks of one random pattern, so
-that making them is cheap), merges them in a process of its own, then copies with ``cp`` and
-``sync`` exactly the bytes the merge wrote. Everything is removed at the end.
+that making them is cheap). Each repeat merges them in a process of its own and then copies, with
+``cp``, the files the merge read: once after they were read in full, as the second pass of the merge
+finds them, and once from a cold cache, to compare with the merge as a whole. Everything is removed
+at the end.
 
     PYTHONPATH=src:. python tools/bench_merge.py --gb 4
 """
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -192,16 +194,48 @@ def sha256_speed() -> float:
     return len(data) / 1e9 / (time.process_time() - begin)
 
 
-def measure_copy(paths: list[Path], target: Path) -> float:
-    """Seconds of ``cp`` and ``sync`` of these files and folders, from a cold cache."""
+def measure_copy(paths: list[Path], target: Path, *, cold: bool) -> float:
+    """Seconds of ``cp`` and ``sync`` of these files, from a cold cache or just read in full."""
     forget_cache()
+    if not cold:
+        for path in paths:
+            subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL)
     target.mkdir()
     begin = time.monotonic()
-    subprocess.run(["cp", "-r", *map(str, paths), str(target)], check=True)
+    for number, path in enumerate(paths):
+        subprocess.run(["cp", str(path), str(target / str(number))], check=True)
     os.sync()
     seconds = time.monotonic() - begin
     shutil.rmtree(target)
     return seconds
+
+
+def measure_once(root: Path, anchor: Path, bundles: list[Path]) -> dict[str, float]:
+    """One merge and two copies of what it read."""
+    merged = measure_merge(anchor, bundles, root / "release")
+    shutil.rmtree(root / "release")
+    read = [anchor / "model.safetensors", *(bundle / "expert.safetensors" for bundle in bundles)]
+    warm = measure_copy(read, root / "copy", cold=False)
+    cold = measure_copy(read, root / "copy", cold=True)
+    read_bytes = sum(path.stat().st_size for path in read)
+    write_speed = merged["bytes"] / 1e9 / merged["write"]
+    warm_speed, cold_speed = read_bytes / 1e9 / warm, read_bytes / 1e9 / cold
+    whole_speed = merged["bytes"] / 1e9 / (merged["write"] + merged["verify"])
+    return {
+        "gigabytes_read": read_bytes / 1e9,
+        "gigabytes_written": merged["bytes"] / 1e9,
+        "sha256_gb_per_s_and_core": sha256_speed(),
+        "processor_seconds": merged["processor"],
+        "verify_seconds": merged["verify"],
+        "verify_gb_per_s": read_bytes / 1e9 / merged["verify"],
+        "write_seconds": merged["write"],
+        "write_gb_per_s": write_speed,
+        "cp_read_before_gb_per_s": warm_speed,
+        "cp_cold_gb_per_s": cold_speed,
+        "write_over_cp": write_speed / warm_speed,
+        "whole_over_cp": whole_speed / cold_speed,
+        "peak_megabytes_above_idle": (merged["peak"] - merged["idle"]) / 1e6,
+    }
 
 
 def bench(
@@ -210,27 +244,10 @@ def bench(
     """The whole measurement in ``root``."""
     anchor = make_big_anchor(root / "anchor", sizes_for(gigabytes, dtype))
     bundles = [make_big_bundle(root, anchor, owner, rank, dtype) for owner in OWNERS]
-    runs = []
-    for _ in range(repeats):
-        found = measure_merge(anchor, bundles, root / "release")
-        found["cp"] = measure_copy([root / "release"], root / "copy")
-        shutil.rmtree(root / "release")
-        runs.append(found | {"sha256": sha256_speed()})
-    rows = [
-        {
-            "gigabytes_written": run["bytes"] / 1e9,
-            "sha256_gb_per_s_and_core": run["sha256"],
-            "processor_seconds": run["processor"],
-            "verify_seconds": run["verify"],
-            "write_seconds": run["write"],
-            "cp_seconds": run["cp"],
-            "write_speed_over_cp": run["cp"] / run["write"],
-            "whole_speed_over_cp": run["cp"] / (run["write"] + run["verify"]),
-            "peak_megabytes_above_idle": (run["peak"] - run["idle"]) / 1e6,
-        }
-        for run in runs
-    ]
-    return {"anchor_gigabytes": gigabytes, "dtype": dtype, "rank": rank, "runs": rows}
+    runs = [measure_once(root, anchor, bundles) for _ in range(repeats)]
+    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    facts = {"anchor_gigabytes": gigabytes, "dtype": dtype, "rank": rank}
+    return facts | {"cores": len(os.sched_getaffinity(0)), "runs": runs, "median": medians}
 
 
 def main() -> None:
@@ -244,9 +261,11 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as root:
         result = bench(Path(root), given.gb, given.dtype, given.rank, given.repeats)
-    print(f"{'':28}" + "".join(f"{f'run {n + 1}':>10}" for n in range(given.repeats)))
-    for key in result["runs"][0]:
-        print(f"{key:28}" + "".join(f"{run[key]:10.2f}" for run in result["runs"]))
+    titles = ["median", *(f"run {number + 1}" for number in range(given.repeats))]
+    print(f"{'':28}" + "".join(f"{title:>10}" for title in titles))
+    for key, median in result["median"].items():
+        numbers = [median, *(run[key] for run in result["runs"])]
+        print(f"{key:28}" + "".join(f"{number:10.2f}" for number in numbers))
     if given.json:
         print(json.dumps(result))
 

@@ -5,15 +5,21 @@ Every function that reads takes a limit, so that no file can make us allocate wh
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +28,16 @@ from moiety.errors import FormatError, IntegrityError, StateError
 PAPER_MAX_BYTES = 64 * 2**20
 """No JSON paper is larger: an anchor with 10,000 tensors needs about 3 MB."""
 
-_BLOCK_BYTES = 4 * 2**20
+_BLOCK_BYTES = 2**20
+
+_CLOCK_TICK_NS = 50_000_000
+"""The kernel stamps files by a clock that stands still for up to 10 ms; this is well above."""
+
+_STAMPING_KINDS = frozenset({0xEF53, 0x58465342, 0x9123683E})
+"""ext4, XFS, btrfs: local, and they stamp every write and the first store through a map."""
+
+_AT_CWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def canonical_json(value: Any) -> bytes:
@@ -192,13 +207,32 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 def _swap_in(folder: Path, path: Path) -> None:
     old = None
-    if path.exists():
+    if not path.exists():
+        os.replace(folder, path)
+    elif _exchange(folder, path):
+        old = folder
+    else:
+        # Between these two renames nothing stands at ``path``; it cannot be helped there.
         old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
         os.replace(path, old)
-    os.replace(folder, path)
+        os.replace(folder, path)
     _sync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two names change places in one step, where system and file system can (Linux 3.15)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = [os.fsencode(path) for path in (one, other)]
+    if rename(_AT_CWD, names[0], _AT_CWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def link_or_copy(source: Path, target: Path) -> str:
@@ -219,21 +253,82 @@ def link_or_copy(source: Path, target: Path) -> str:
 def copy_range(source: Path, target: Path) -> None:
     """Copies a file inside the kernel; on XFS and btrfs that shares the blocks (a reflink)."""
     with source.open("rb") as reader, target.open("wb") as writer:
-        left = os.fstat(reader.fileno()).st_size
-        while left > 0:
-            done = _copy_some(reader.fileno(), writer.fileno(), left)
+        size, at = os.fstat(reader.fileno()).st_size, 0
+        while at < size:
+            done = copy_some(reader.fileno(), writer.fileno(), min(size - at, 2**30), at, at)
             if done == 0:
                 raise StateError("the file became shorter while it was copied", where=source)
-            left -= done
+            at += done
 
 
-def _copy_some(reader: int, writer: int, left: int) -> int:
+def copy_some(reader: int, writer: int, num_bytes: int, begin: int, target: int) -> int:
+    """Copies bytes from ``begin`` of one open file to ``target`` of another, in the kernel.
+
+    Returns:
+        how many: at most ``num_bytes``, and 0 when the first file ends at ``begin``.
+    """
     try:
-        return os.copy_file_range(reader, writer, min(left, 2**30))
+        return os.copy_file_range(reader, writer, num_bytes, begin, target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        return os.write(writer, os.read(reader, _BLOCK_BYTES))
+        return os.pwrite(writer, os.pread(reader, min(num_bytes, _BLOCK_BYTES), begin), target)
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Which file a handle is of, and when it last changed. Nobody can set ``changed_ns``."""
+
+    device: int
+    inode: int
+    num_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+def file_state(handle: int) -> FileState:
+    """The state of an open file now."""
+    now = os.fstat(handle)
+    return FileState(now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+
+
+def settled_state(handle: int) -> FileState | None:
+    """A state that the file can only have for as long as none of its bytes changes, or None.
+
+    The kernel stamps every change with the time, and no call sets that stamp (``os.utime`` sets
+    the other one, and is stamped itself). Three things could still hide a change, so each gives
+    None: a second change within one tick of the kernel's clock; a file system that does not stamp
+    (tmpfs) or whose stamps come late, from another machine (NFS); and somebody who holds the file
+    open for writing, or mapped, whose one long ``write`` or many stores bear a single old stamp.
+    """
+    now = time.time_ns()
+    state = file_state(handle)
+    if state.changed_ns > now - _CLOCK_TICK_NS or _file_system_kind(handle) not in _STAMPING_KINDS:
+        return None
+    return state if _has_no_writer(handle) else None
+
+
+def _has_no_writer(handle: int) -> bool:
+    """Whether nobody has the file open or mapped for writing; False when it cannot be told."""
+    try:
+        # A read lease is given for such files alone, and to their owner. Should a writer come
+        # while we hold it we are told by a signal: one that does nothing, not the usual SIGIO.
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _file_system_kind(handle: int) -> int:
+    """The first word of Linux' ``struct statfs``, which Python does not tell; -1 elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return -1
+    # The struct has at most 120 bytes; its first field is a long on all but one architecture.
+    buffer = (ctypes.c_long * 64)()
+    failed = ctypes.CDLL(None).fstatfs(handle, ctypes.byref(buffer))
+    return -1 if failed else int(buffer[0])
 
 
 def _widen(path: Path) -> None:

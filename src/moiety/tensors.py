@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moiety.errors import FormatError, IntegrityError
-from moiety.files import check_regular, parse_json
+from moiety.files import FileState, check_regular, file_state, parse_json, settled_state
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 HEADER_MAX_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,21 @@ class TensorSpan:
 
 
 class TensorFile:
-    """One safetensors file, opened once and kept open: what was checked is what is read later."""
+    """One safetensors file, opened once and kept open: what was checked is what is read later.
 
-    def __init__(self, path: Path, file: BinaryIO, spans: Mapping[str, TensorSpan]) -> None:
+    ``settled`` is the state of the file when it was verified; ``unchanged`` compares with it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file: BinaryIO,
+        spans: Mapping[str, TensorSpan],
+        settled: FileState | None = None,
+    ) -> None:
         self.path = path
         self.spans = dict(spans)
+        self.settled = settled
         self._file = file
 
     def __enter__(self) -> TensorFile:
@@ -64,6 +74,17 @@ class TensorFile:
     def close(self) -> None:
         """Gives the file handle back."""
         self._file.close()
+
+    def fileno(self) -> int:
+        """The system's number of the open file."""
+        return self._file.fileno()
+
+    def unchanged(self) -> bool:
+        """Whether every byte is still the one that was there when ``settled`` was taken.
+
+        False also when it cannot be told; whoever copies must look at the bytes then.
+        """
+        return self.settled is not None and file_state(self.fileno()) == self.settled
 
     def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
         """The tensor's bytes in pieces. A piece is valid until the next one is asked for."""
@@ -138,13 +159,21 @@ def encode(array: np.ndarray[Any, Any], dtype: str) -> bytes:
     if dtype != "BF16":
         raise ValueError(f"no encoding for {dtype}")
     bits = array.astype("<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    halves: np.ndarray[Any, Any] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return halves.astype("<u2").tobytes()
 
 
 def open_tensors(
-    path: Path, max_bytes: int | None = None, *, max_header_bytes: int = HEADER_MAX_BYTES
+    path: Path,
+    max_bytes: int | None = None,
+    *,
+    max_header_bytes: int = HEADER_MAX_BYTES,
+    settle: bool = False,
 ) -> TensorFile:
     """Opens a safetensors file after checking every byte of its header.
+
+    With ``settle`` its state is taken before the first byte is read, to tell later whether what
+    was read is still there.
 
     Raises:
         FormatError: too large, truncated, holes, overlaps, unknown dtype, absurd shape.
@@ -155,6 +184,7 @@ def open_tensors(
     except OSError as error:
         raise FormatError(f"cannot open: {error.strerror}", where=path) from error
     try:
+        settled = settled_state(file.fileno()) if settle else None
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
             raise FormatError(f"{size:,} bytes, the limit is {max_bytes:,}", where=path)
@@ -162,7 +192,7 @@ def open_tensors(
     except BaseException:
         file.close()
         raise
-    return TensorFile(path, file, spans)
+    return TensorFile(path, file, spans, settled)
 
 
 def _read_header(file: Any, size: int, path: Path, max_header_bytes: int) -> dict[str, TensorSpan]:

@@ -98,12 +98,16 @@ class Target:
         """Signs a manifest with the files' true sizes and digests, whatever they now hold."""
 
         def fit(manifest: dict[str, Any]) -> None:
-            for name in ("expert.safetensors", "README.md"):
-                data = (self.folder / name).read_bytes()
-                manifest["files"][name] = {
-                    "bytes": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                }
+            card, data = (self.folder / "README.md").read_bytes(), self.weights.read_bytes()
+            manifest["files"]["README.md"] = {
+                "bytes": len(card),
+                "sha256": hashlib.sha256(card).hexdigest(),
+            }
+            header = data[: 8 + int.from_bytes(data[:8], "little")]
+            manifest["shards"]["expert.safetensors"] = {
+                "bytes": len(data),
+                "header_sha256": hashlib.sha256(header).hexdigest(),
+            }
 
         self.change_manifest(fit)
 

@@ -21,19 +21,21 @@ def test_another_shape_is_refused(target: Target, shape: object) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**52, 2**53, -1])
-@pytest.mark.parametrize("name", ["expert.safetensors", "README.md"])
-def test_another_file_size_is_refused(target: Target, name: str, size: int) -> None:
-    target.change_manifest(lambda manifest: manifest["files"][name].update(bytes=size))
+@pytest.mark.parametrize(
+    ("kind", "name"), [("shards", "expert.safetensors"), ("files", "README.md")]
+)
+def test_another_file_size_is_refused(target: Target, kind: str, name: str, size: int) -> None:
+    target.change_manifest(lambda manifest: manifest[kind][name].update(bytes=size))
     with pytest.raises(TrustError):
         target.verify().close()
 
 
-def test_a_wrong_file_digest_is_refused_though_every_tensor_is_right(target: Target) -> None:
+def test_a_wrong_header_digest_is_refused_though_every_tensor_is_right(target: Target) -> None:
     def lie(manifest: dict[str, Any]) -> None:
-        manifest["files"]["expert.safetensors"]["sha256"] = "0" * 64
+        manifest["shards"]["expert.safetensors"]["header_sha256"] = "0" * 64
 
     target.change_manifest(lie)
-    target.refused(IntegrityError, "not the file that was signed")
+    target.refused(IntegrityError, "not the header the manifest implies")
 
 
 def test_a_manifest_over_its_limit_is_refused_unread(target: Target) -> None:

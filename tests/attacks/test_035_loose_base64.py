@@ -24,7 +24,7 @@ from moiety.files import canonical_json
         lambda text: text[:8] + "!" + text[8:],
         lambda text: text.rstrip("=") if text.endswith("=") else text[:-1],
         lambda text: text[:4] + "====" + text[4:],
-        lambda text: text.replace("A", "\u0391", 1),
+        lambda text: text[:9] + "\u0391" + text[10:],
         lambda text: "",
     ],
 )

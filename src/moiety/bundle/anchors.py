@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +29,14 @@ from moiety.bundle.papers import (
 )
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 from moiety.family import FAMILIES, MATRICES, matrix_shape
-from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
+from moiety.files import (
+    FileState,
+    digest_bytes,
+    digest_file,
+    list_files,
+    parse_json,
+    read_limited,
+)
 from moiety.tensors import TensorFile, TensorSpan, open_tensors
 
 PAPER = "anchor.json"
@@ -54,10 +61,14 @@ class AnchorFacts:
 
 @dataclass(frozen=True)
 class Anchor(AnchorFacts):
-    """An anchor's folder, its structure checked."""
+    """An anchor's folder, its structure checked.
+
+    ``settled`` are the states of the checkpoint's files from before they were verified.
+    """
 
     folder: Path
     shard_of: Mapping[str, str]
+    settled: Mapping[Path, FileState | None] = field(default_factory=dict)
 
     def tensor_file(self, name: str) -> Path:
         """The checkpoint file that holds a tensor."""
@@ -121,13 +132,14 @@ def verify_anchor(folder: Path) -> Anchor:
             raise IntegrityError("not the file the paper describes", where=folder / name)
 
     in_threads(check_file, sorted(anchor.paper.files))
-    for name, tensor in _measure_shards(folder, anchor.shard_of).items():
+    settled: dict[Path, FileState | None] = {}
+    for name, tensor in _measure_shards(folder, anchor.shard_of, settled).items():
         claim = anchor.paper.tensors[name]
         if tensor.sha256 != claim.sha256:
             raise IntegrityError(f"not the tensor the paper describes: {name}", where=folder)
         if not math.isclose(tensor.l2_norm, claim.l2_norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-9):
             raise IntegrityError(f"not the norm the paper says: {name}", where=folder)
-    return anchor
+    return replace(anchor, settled=settled)
 
 
 def write_anchor_paper(folder: Path, *, family: str) -> str:
@@ -156,7 +168,7 @@ def write_anchor_paper(folder: Path, *, family: str) -> str:
     facts: dict[str, Any] = {
         "family": family,
         "dtype": spans[gate].dtype,
-        "tensors": _measure_shards(folder, shard_of),
+        "tensors": _measure_shards(folder, shard_of, {}),
         "files": files,
         "tokenizer_sha256": files["tokenizer.json"].sha256,
         "public": _measure_sample(folder / SAMPLE),
@@ -232,10 +244,14 @@ def _file_facts(path: Path) -> FileFacts:
     return FileFacts(bytes=path.stat().st_size, sha256=digest_file(path))
 
 
-def _measure_shards(folder: Path, shard_of: Mapping[str, str]) -> dict[str, AnchorTensor]:
+def _measure_shards(
+    folder: Path, shard_of: Mapping[str, str], settled: dict[Path, FileState | None]
+) -> dict[str, AnchorTensor]:
+    """Reads every tensor once; ``settled`` takes up each file's state from before that."""
     measured: dict[str, AnchorTensor] = {}
     for shard in sorted(set(shard_of.values())):
-        with open_tensors(folder / shard) as tensors:
+        with open_tensors(folder / shard, settle=True) as tensors:
+            settled[folder / shard] = tensors.settled
             names = sorted(tensors.spans)
             facts = in_threads(lambda name, file=tensors: _anchor_tensor(file, name), names)  # type: ignore[misc]
             measured.update(zip(names, facts, strict=True))

@@ -52,8 +52,8 @@ def verify_manifest(folder: Path, *, keys: set[str] | None = None) -> VerifiedMa
 
 def check_consistent(manifest: Manifest, where: Path) -> None:
     """Raises ``FormatError`` unless the manifest lists exactly the files and tensors it must."""
-    if set(manifest.files) != {WEIGHTS, CARD}:
-        raise FormatError(f"files must be {WEIGHTS} and {CARD}", where=where)
+    if set(manifest.files) != {CARD} or set(manifest.shards) != {WEIGHTS}:
+        raise FormatError(f"files must be {CARD}, shards {WEIGHTS}", where=where)
     if manifest.recipe.rank != manifest.rank:
         raise FormatError("two ranks for one expert", where=where)
     shapes = manifest.shapes()

@@ -27,6 +27,7 @@ from moiety.bundle.papers import (
 )
 from moiety.bundle.signing import key_id, load_key, sign_envelope
 from moiety.bundle.verify import verify_bundle
+from moiety.bundle.weights import implied_shard
 from moiety.errors import StateError
 from moiety.files import digest_bytes, digest_file, new_folder, read_limited
 from moiety.tensors import TensorFile, TensorPlan, open_tensors, write_tensors
@@ -110,9 +111,6 @@ def _write_manifest(
     terms: Terms,
     disclose_counts: bool,
 ) -> bytes:
-    weights = FileFacts(
-        bytes=(folder / WEIGHTS).stat().st_size, sha256=digest_file(folder / WEIGHTS)
-    )
     public = run.result.public
     draft = Manifest(
         owner=run.owner,
@@ -123,7 +121,8 @@ def _write_manifest(
         hidden=run.hidden,
         rank=run.rank,
         tensors=tensors,
-        files={WEIGHTS: weights},
+        files={},
+        shards={WEIGHTS: implied_shard(tensors)[1]},
         terms=terms,
         recipe=_recipe(run),
         text_size=text_size(run.text.bytes),
@@ -138,7 +137,7 @@ def _write_manifest(
     card = render_card(draft).encode("utf-8")
     (folder / CARD).write_bytes(card)
     card_facts = FileFacts(bytes=len(card), sha256=digest_bytes(card))
-    whole = draft.model_copy(update={"files": {**draft.files, CARD: card_facts}})
+    whole = draft.model_copy(update={"files": {CARD: card_facts}})
     data = paper_bytes(whole)
     (folder / MANIFEST).write_bytes(data)
     return data

@@ -146,6 +146,13 @@ class FileFacts(Paper):
     sha256: Digest
 
 
+class ShardFacts(Paper):
+    """A shard's size and the digest of its header; with its tensors' digests that is every byte."""
+
+    bytes: Count
+    header_sha256: Digest
+
+
 class TensorFacts(Paper):
     """A tensor as a bundle holds it."""
 
@@ -291,7 +298,8 @@ class Manifest(ExpertFacts):
 
     format: Literal["moiety.expert/1"] = "moiety.expert/1"
     tensors: Annotated[dict[TensorName, TensorFacts], Field(max_length=16_384)]
-    files: dict[Literal["expert.safetensors", "README.md"], FileFacts]
+    files: dict[Literal["README.md"], FileFacts]
+    shards: dict[Literal["expert.safetensors"], ShardFacts]
     terms: Terms
     recipe: Recipe
     text_size: TextSize

@@ -6,6 +6,7 @@ gives, and near enough that one hostile expert cannot take over a release unseen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from moiety.bundle.anchors import PROBE, AnchorFacts
 from moiety.bundle.manifests import WEIGHTS
 from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
-from moiety.bundle.papers import Manifest
+from moiety.bundle.papers import Manifest, ShardFacts, TensorFacts
 from moiety.errors import FormatError, IntegrityError, PolicyError
 from moiety.family import (
     FAMILIES,
@@ -24,6 +25,7 @@ from moiety.family import (
     token_row,
     weight,
 )
+from moiety.files import digest_bytes
 from moiety.tensors import TensorFile, TensorPlan, header_bytes, open_tensors
 
 NORM_RATIO_MAX = 8.0
@@ -42,18 +44,27 @@ PROBE_POSITIONS_MAX = 512
 _ROWS = {"context": context_row, "token": token_row}
 
 
-def open_weights(path: Path, manifest: Manifest) -> TensorFile:
-    """Opens ``expert.safetensors`` if its size and header are the ones the manifest implies."""
+def implied_shard(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, ShardFacts]:
+    """The header that a file of these tensors begins with, and the facts of the whole file."""
     plans = [
-        TensorPlan(name, tensor.dtype, tensor.shape, ())
-        for name, tensor in sorted(manifest.tensors.items())
+        TensorPlan(name, tensor.dtype, tensor.shape, ()) for name, tensor in sorted(tensors.items())
     ]
     header = header_bytes(plans)
     size = len(header) + sum(plan.num_bytes for plan in plans)
-    if manifest.files[WEIGHTS].bytes != size:
-        raise IntegrityError(f"tensors of {size:,} bytes cannot be in this file", where=path)
-    tensors = open_tensors(path, size, max_header_bytes=len(header))
-    if tensors.read_head(len(header)) != header:
+    return header, ShardFacts(bytes=size, header_sha256=digest_bytes(header))
+
+
+def open_weights(path: Path, manifest: Manifest) -> TensorFile:
+    """Opens ``expert.safetensors`` if its size and header are the ones the manifest implies.
+
+    With the digest of each tensor that fixes every byte of the file, so each is hashed once.
+    """
+    header, facts = implied_shard(manifest.tensors)
+    claim = manifest.shards[WEIGHTS]
+    if claim.bytes != facts.bytes:
+        raise IntegrityError(f"tensors of {facts.bytes:,} bytes cannot be in this file", where=path)
+    tensors = open_tensors(path, facts.bytes, max_header_bytes=len(header), settle=True)
+    if tensors.read_head(len(header)) != header or claim != facts:
         tensors.close()
         raise IntegrityError("not the header the manifest implies", where=path)
     return tensors
@@ -77,22 +88,17 @@ def check_weights(tensors: TensorFile, manifest: Manifest, anchor: AnchorFacts |
 
 
 def _check_digests(tensors: TensorFile, manifest: Manifest) -> dict[str, float]:
-    """Every tensor's norm, once its digest and the whole file's are the signed ones."""
+    """Every tensor's norm, once its digest is the signed one."""
 
-    def check(name: str | None) -> float:
-        if name is None:
-            if tensors.digest_file() != manifest.files[WEIGHTS].sha256:
-                raise IntegrityError("not the file that was signed", where=tensors.path)
-            return 0.0
+    def check(name: str) -> float:
         measured = measure_tensor(tensors, name)
         if measured.sha256 != manifest.tensors[name].sha256:
             raise IntegrityError(f"not the tensor that was signed: {name}", where=tensors.path)
         return measured.norm
 
     names = sorted(manifest.tensors)
-    # The whole file first: one thread walks it while the other walks the tensors behind it.
-    found = in_threads(check, [None, *names], manifest.files[WEIGHTS].bytes)
-    return dict(zip(names, found[1:], strict=True))
+    found = in_threads(check, names, manifest.shards[WEIGHTS].bytes)
+    return dict(zip(names, found, strict=True))
 
 
 def _anchor_norm(anchor: AnchorFacts, layer: int, matrix: str) -> float:
@@ -136,7 +142,7 @@ def _check_low_rank(
             )
 
     places = [(n, matrix) for n in range(manifest.num_layers) for matrix in MATRICES]
-    in_threads(check, places, manifest.files[WEIGHTS].bytes)
+    in_threads(check, places, manifest.shards[WEIGHTS].bytes)
 
 
 def _check_rows(

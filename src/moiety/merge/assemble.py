@@ -19,7 +19,7 @@ from moiety.files import canonical_json, digest_bytes, digest_file, link_or_copy
 from moiety.merge import layout
 from moiety.merge.card import release_card
 from moiety.merge.lowrank import Source
-from moiety.merge.roster import Roster, Rows, ShardFacts, Slot, effective_top_k
+from moiety.merge.roster import Roster, Rows, Slot, effective_top_k
 from moiety.merge.stock import mixture_config, weight_index
 from moiety.merge.streaming import Piece, Progress, Written, write_shards
 from moiety.tensors import ITEM_BYTES, TensorPlan, write_tensors
@@ -193,7 +193,7 @@ def _write_papers(
         experts=tuple(slots),
         files={},
         shards={
-            name: ShardFacts(bytes=facts.num_bytes, header_sha256=facts.header)
+            name: papers.ShardFacts(bytes=facts.num_bytes, header_sha256=facts.header)
             for name, facts in sorted(written.items())
         },
     )

@@ -66,13 +66,6 @@ class Slot(papers.Paper):
         return self
 
 
-class ShardFacts(papers.Paper):
-    """A shard's size and the digest of its header; with its tensors' digests that is every byte."""
-
-    bytes: papers.Count
-    header_sha256: papers.Digest
-
-
 class RoutingFiles(papers.Paper):
     """Where the rows are."""
 
@@ -98,7 +91,9 @@ class Roster(papers.ModelFacts):
     routing: RoutingFiles = RoutingFiles()
     experts: Annotated[tuple[Slot, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
     files: Annotated[dict[papers.RelativePath, papers.FileFacts], Field(max_length=20_000)]
-    shards: Annotated[dict[papers.RelativePath, ShardFacts], Field(max_length=MAX_EXPERTS + 2)]
+    shards: Annotated[
+        dict[papers.RelativePath, papers.ShardFacts], Field(max_length=MAX_EXPERTS + 2)
+    ]
 
     @property
     def names(self) -> list[str]:

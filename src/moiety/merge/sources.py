@@ -10,7 +10,7 @@ from pathlib import Path
 from moiety.bundle import VerifiedBundle, anchors, papers
 from moiety.errors import IntegrityError
 from moiety.family import OLMO2, context_row, token_row
-from moiety.files import digest_bytes, read_limited
+from moiety.files import FileState, digest_bytes, read_limited
 from moiety.merge import layout
 from moiety.merge.assemble import Ground, Member, Standing, zero_rows
 from moiety.merge.lowrank import Source, converted, materialised, read_all, rounded
@@ -28,15 +28,18 @@ class OpenFiles(ExitStack):
         super().__init__()
         self._files: dict[Path, TensorFile] = {}
 
-    def open(self, path: Path) -> TensorFile:
-        """The file at ``path``, opened once."""
+    def open(self, path: Path, settled: FileState | None = None) -> TensorFile:
+        """The file at ``path``, opened once; ``settled`` is its state from when it was verified."""
         if path not in self._files:
-            self._files[path] = self.enter_context(open_tensors(path))
+            file = self.enter_context(open_tensors(path))
+            file.settled = settled
+            self._files[path] = file
         return self._files[path]
 
-    def source(self, path: Path, name: str, facts: papers.TensorFacts) -> Source:
-        """A tensor that must be in the file at ``path`` with these facts."""
-        file = self.open(path)
+    def source(self, anchor: anchors.Anchor, name: str) -> Source:
+        """A tensor of an anchor that was verified."""
+        path, facts = anchor.tensor_file(name), anchor.paper.tensors[name]
+        file = self.open(path, anchor.settled.get(path))
         span = file.spans.get(name)
         if span is None or (span.dtype, span.shape) != (facts.dtype, facts.shape):
             raise IntegrityError("not the tensor that was verified", where=f"{path}: {name}")
@@ -47,11 +50,12 @@ def ground_from_anchor(anchor: anchors.Anchor, files: OpenFiles) -> Ground:
     """Everything but the members, from an anchor's folder."""
     paper = anchor.paper
 
-    def source(name: str) -> Source:
-        return files.source(anchor.tensor_file(name), name, paper.tensors[name])
-
-    shared = [source(name) for name in layout.shared_names(paper.tensors, paper.num_layers)]
-    matrices = [source(dense) for dense, _, _ in layout.matrix_names(paper.num_layers, 0)]
+    shared = [
+        files.source(anchor, name) for name in layout.shared_names(paper.tensors, paper.num_layers)
+    ]
+    matrices = [
+        files.source(anchor, dense) for dense, _, _ in layout.matrix_names(paper.num_layers, 0)
+    ]
     taken = {name: anchor.folder / name for name in paper.files if name in layout.TOKENIZER_FILES}
     sources = (anchor.folder / "anchor.json", anchor.probe)
     return Ground(
