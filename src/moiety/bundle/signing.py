@@ -83,10 +83,10 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(read_limited(path, _KEY_MAX_BYTES), password=None)
     except FormatError as error:
-        remedy = "make one with 'moiety key'"
+        remedy = "make one with 'moiety keys new'"
         raise ConfigError(f"no key: {error.message}", where=path, remedy=remedy) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        remedy = "name the KEY.pem that 'moiety key' made"
+        remedy = "name the KEY.pem that 'moiety keys new' made"
         raise ConfigError("not a private key in PEM", where=path, remedy=remedy) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError("not an Ed25519 key", where=path)
