@@ -19,7 +19,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.data import Skipped, read_documents
+from moiety.data import Skipped
+from moiety.data.reading import read_documents
 from moiety.errors import DataError
 
 GOOD = {"text": "good", "who": "p1"}

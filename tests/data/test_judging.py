@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from moiety.data import Document, PackedText, pack_text
+from moiety.data import PackedText, pack_text
+from moiety.data.documents import Document
 from moiety.data.judging import choose_documents
 from moiety.data.packed import Windows
 

@@ -14,7 +14,8 @@ import pytest
 PACK = """
 import resource, sys
 from pathlib import Path
-from moiety.data import pack_split, read_documents, train_tokenizer
+from moiety.data import pack_split, train_tokenizer
+from moiety.data.reading import read_documents
 from tokenizers import Tokenizer, models, pre_tokenizers
 if sys.argv[3] == "pieces":
     tokenizer = train_tokenizer(["some words to begin with " * 20], 300)

@@ -18,8 +18,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.data import Skipped, read_documents
+from moiety.data import Skipped
 from moiety.data.documents import PIECE_CHARS, cut_pieces
+from moiety.data.reading import read_documents
 from moiety.data.streams import BLOCK_BYTES
 from moiety.errors import DataError
 
@@ -177,7 +178,7 @@ def test_a_bare_name_is_the_hub_only_where_no_path_could_be_meant(
 def test_an_unreachable_hub_is_an_error_even_when_bad_text_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("good")
     code = (
-        "from moiety.data import read_documents\n"
+        "from moiety.data.reading import read_documents\n"
         "from moiety.errors import DataError\n"
         "try: list(read_documents(['good.txt', 'hf:no-such/thing'], skip_bad=True))\n"
         "except DataError as error: print(error)\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.data import WindowSampler
+from moiety.data.sampler import WindowSampler
 from moiety.errors import DataError
 
 SIZES = st.integers(1, 50)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from moiety.data import Skipped, pack_split, pack_text, read_documents, train_tokenizer
+from moiety.data import Skipped, pack_split, pack_text, train_tokenizer
+from moiety.data.reading import read_documents
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOMAINS = ["public", "medical", "code", "math", "creative"]

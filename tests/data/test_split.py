@@ -106,7 +106,7 @@ def test_the_split_does_not_depend_on_the_order(tmp_path: Path, tokenizer: Token
 
 
 def test_copies_of_a_text_never_lie_on_both_sides(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from moiety.data import read_documents
+    from moiety.data.reading import read_documents
 
     for n in range(60):
         (tmp_path / f"{n:02}.txt").write_text(f"note {n % 20}")
