@@ -121,7 +121,11 @@ def test_a_weight_that_is_not_finite_is_refused(copy: Path) -> None:
         anchors.write_anchor_paper(copy, family="olmo2")
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", gzip.compress(b'{"txt":1}'), gzip.compress(b"[")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"junk", gzip.compress(b'{"txt":1}', mtime=0), gzip.compress(b"[", mtime=0)],
+    ids=["empty", "junk", "no-text", "no-json"],
+)
 def test_a_sample_that_is_none_is_refused(copy: Path, data: bytes) -> None:
     (copy / "public" / "sample.jsonl.gz").write_bytes(data)
     if data:
