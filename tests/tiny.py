@@ -98,7 +98,7 @@ def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.nda
     rng = np.random.default_rng(seed)
     for name, array in arrays.items():
         if ".router." in name:
-            arrays[name] = (0.4 * rng.normal(size=array.shape)).astype(np.float32)
+            arrays[name] = (0.3 * rng.normal(size=array.shape)).astype(np.float32)
         elif ".delta_" in name:
             arrays[name] = array * np.float32(4)
     return arrays
@@ -158,9 +158,9 @@ class World:
         }
 
     def row(self, owner: str, layer: int, kind: str) -> Tensor:
-        """An owner's router row, or the anchor's zeros."""
+        """An owner's router row, or the anchor's zeros; a context row ends with its bias."""
         if owner == "anchor":
-            return torch.zeros(WIDTH)
+            return torch.zeros(WIDTH + (kind == "context"))
         name = family.context_row(layer) if kind == "context" else family.token_row(layer)
         return load_file(self.bundles[owner] / "expert.safetensors")[name]
 
@@ -234,8 +234,8 @@ class Bench:
     def pair(self, config: TrainConfig) -> Pair:
         """A fresh pair."""
         backbone = load_dense(self.anchor, dtype=torch.float32)
-        pair = config.pair
-        return Pair(backbone, rank=pair.rank, temperature=pair.temperature, seed=config.seed)
+        probe = load_file(self.anchor / "public/probe.safetensors")
+        return Pair(backbone, probe, rank=config.pair.rank, seed=config.seed)
 
     def job(self, config: TrainConfig) -> tuple[Pair, Job]:
         """A fresh pair, and the job of training it."""

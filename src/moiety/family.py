@@ -58,7 +58,7 @@ def delta_out(layer: int, matrix: str) -> str:
 
 
 def context_row(layer: int) -> str:
-    """The row that reads the running mean over the document, ``[width]``, temperature folded in."""
+    """The row that reads the mean over the document so far, ``[width + 1]``: the last is a bias."""
     return f"layers.{layer}.router.context"
 
 
@@ -85,7 +85,7 @@ def expert_shapes(
             else:
                 shapes[delta_in(layer, matrix)] = (rank, columns)
                 shapes[delta_out(layer, matrix)] = (rows, rank)
-        shapes[context_row(layer)] = (width,)
+        shapes[context_row(layer)] = (width + 1,)
         shapes[token_row(layer)] = (width,)
     return shapes
 

@@ -14,9 +14,9 @@ from moiety.errors import PolicyError
 def _capture(target: Target, kind: str, strength: float, layers: tuple[int, ...] = (0, 1)) -> None:
     def lean(arrays: dict[str, Any]) -> None:
         for layer in layers:
-            row = np.zeros(8, np.float32)
-            row[0] = strength  # the probe's first coordinate is positive everywhere
-            arrays[f"layers.{layer}.router.{kind}"] = row
+            name = f"layers.{layer}.router.{kind}"
+            arrays[name] = np.zeros_like(arrays[name])
+            arrays[name][0] = strength  # the probe's first coordinate is positive everywhere
 
     target.change_arrays(lean)
 
@@ -34,6 +34,15 @@ def test_a_row_that_takes_more_than_half_is_flagged(target: Target, kind: str) -
         assert len(bundle.flags) == 1
         assert "% of public text" in bundle.flags[0]
         assert kind in bundle.flags[0]
+
+
+def test_a_bias_that_takes_nearly_everything_is_refused(target: Target) -> None:
+    def lean(arrays: dict[str, Any]) -> None:
+        for layer in (0, 1):
+            arrays[f"layers.{layer}.router.context"][-1] = 9.0
+
+    target.change_arrays(lean)
+    target.refused(PolicyError, "its context rows capture")
 
 
 def test_one_greedy_layer_is_flagged_even_if_the_mean_is_low(target: Target) -> None:

@@ -38,8 +38,9 @@ class NaiveMixture(nn.Module):
         begin = at
         while begin > 0 and self.documents[request][begin - 1] == document:
             begin -= 1
-        seen = [self.rows[number] @ states[place] for place in range(begin, at + 1)]
-        return torch.stack(seen).mean()
+        *row, bias = self.rows[number].tolist()
+        seen = [torch.tensor(row) @ states[place] for place in range(begin, at + 1)]
+        return torch.stack(seen).mean() + bias
 
     def forward(self, hidden: Tensor) -> Tensor:
         out = torch.zeros_like(hidden)

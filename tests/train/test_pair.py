@@ -95,14 +95,17 @@ def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
         hook.remove()
     total = 0.0
     pair.backbone.requires_grad_(False)
-    for layer, hidden in zip(pair.layers, states, strict=True):
+    shipped = pair.expert_tensors()
+    for number, hidden in enumerate(states):
         for request in range(3):
             for at in range(6):
                 begin = at
                 while begin and documents[request, begin - 1] == documents[request, at]:
                     begin -= 1
-                token = float(hidden[request, at] @ layer.token_row)
-                context = 2.0 * float((hidden[request, begin : at + 1] @ layer.context_row).mean())
+                token = float(hidden[request, at] @ shipped[family.token_row(number)])
+                *row, bias = shipped[family.context_row(number)].tolist()
+                mean = hidden[request, begin : at + 1].mean(dim=0)
+                context = float(mean @ torch.tensor(row)) + bias
                 for logit in (token, context):
                     chance = 1 / (1 + math.exp(-logit))
                     likelihood = chance if own[request] == 1 else 1 - chance

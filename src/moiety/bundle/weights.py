@@ -156,6 +156,8 @@ def _check_rows(
             for layer in range(manifest.num_layers):
                 name = row_name(layer)
                 states_ND = probe.read(f"layers.{layer}.{kind}")
+                if kind == "context":  # its last number is a bias
+                    states_ND = np.pad(states_ND, ((0, 0), (0, 1)), constant_values=1.0)
                 largest = float(np.max(np.linalg.norm(states_ND.astype(np.float64), axis=1)))
                 if not norms[name] * largest <= LOGIT_MAX:
                     raise PolicyError(

@@ -75,7 +75,7 @@ class Ground:
 
 def zero_rows(paper: papers.AnchorPaper) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """The anchor's rows: zero, so that every other row is a log-ratio against it."""
-    context = bytes(paper.width * ITEM_BYTES["F32"])
+    context = bytes((paper.width + 1) * ITEM_BYTES["F32"])
     token = bytes(paper.width * ITEM_BYTES[paper.dtype])
     return (context,) * paper.num_layers, (token,) * paper.num_layers
 
@@ -137,14 +137,15 @@ def _place_shards(
 
 
 def _write_rows(folder: Path, paper: papers.AnchorPaper, placed: Sequence[Member]) -> None:
-    shape = (len(placed), paper.width)
+    context_shape, token_shape = layout.row_shapes(len(placed), paper.width)
     layers = range(paper.num_layers)
     context = [
-        TensorPlan(layout.context_name(n), "F32", shape, [m.context[n] for m in placed])
+        TensorPlan(layout.context_name(n), "F32", context_shape, [m.context[n] for m in placed])
         for n in layers
     ]
     token = [
-        TensorPlan(OLMO2.gate(n), paper.dtype, shape, [m.token[n] for m in placed]) for n in layers
+        TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [m.token[n] for m in placed])
+        for n in layers
     ]
     write_tensors(folder / layout.CONTEXT, context)
     write_tensors(folder / layout.ROUTER, token)

@@ -90,8 +90,13 @@ def factor_shapes(num_layers: int, width: int, hidden: int, rank: int) -> Shapes
 
 
 def context_name(layer: int) -> str:
-    """The stacked context rows of a layer, ``[experts, width]``, in ``context.safetensors``."""
+    """The stacked context rows of a layer, in ``context.safetensors``."""
     return f"layers.{layer}.context"
+
+
+def row_shapes(experts: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of a layer's stacked context rows, each with its bias, and of its token rows."""
+    return (experts, width + 1), (experts, width)
 
 
 def shared_names(names: Collection[str], num_layers: int) -> list[str]:

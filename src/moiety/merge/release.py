@@ -197,14 +197,13 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
 
 def _check_rows(release: Release) -> None:
     roster = release.roster
-    shape = (len(roster.experts), roster.width)
+    context, token = layout.row_shapes(len(roster.experts), roster.width)
     layers = range(roster.num_layers)
     stacks = [
-        (layout.CONTEXT, [layout.context_name(n) for n in layers], "F32"),
-        (layout.ROUTER, [OLMO2.gate(n) for n in layers], roster.dtype),
+        ("context", layout.CONTEXT, [layout.context_name(n) for n in layers], context, "F32"),
+        ("token", layout.ROUTER, [OLMO2.gate(n) for n in layers], token, roster.dtype),
     ]
-    for file_name, names, dtype in stacks:
-        kind = "context" if file_name == layout.CONTEXT else "token"
+    for kind, file_name, names, shape, dtype in stacks:
         with open_tensors(release.folder / file_name) as file:
             _check_spans(file, dict.fromkeys(names, (shape, dtype)))
             for layer, name in enumerate(names):

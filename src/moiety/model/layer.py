@@ -117,7 +117,10 @@ class _Delta(nn.Module):
 
 
 class MixtureLayer(nn.Module):
-    """Experts of one layer, and the two rows each of them is routed by."""
+    """Experts of one layer, and the two rows each of them is routed by.
+
+    Shapes: ``rows["token"]`` [S, D]; ``rows["context"]`` [S, D + 1], the last number a bias.
+    """
 
     def __init__(
         self,
@@ -146,9 +149,12 @@ class MixtureLayer(nn.Module):
         rows_SD = self.context_rows if routing.mode == "context" else self.token_rows
         assert isinstance(rows_SD, Tensor)
         index_E = torch.tensor(routing.slots, device=rows_SD.device)
-        logits_BTE = functional.linear(hidden_BTD.float(), rows_SD[index_E])
+        rows_ED = rows_SD[index_E]
         if routing.mode == "context":
-            logits_BTE = self._gather_evidence(logits_BTE)
+            scores_BTE = functional.linear(hidden_BTD.float(), rows_ED[:, :-1])
+            logits_BTE = self._gather_evidence(scores_BTE) + rows_ED[:, -1]
+        else:
+            logits_BTE = functional.linear(hidden_BTD.float(), rows_ED)
         if routing.mask_BS is not None:
             allowed_BE = routing.mask_BS[:, index_E]
             logits_BTE = logits_BTE.masked_fill(~allowed_BE[:, None], -torch.inf)
@@ -159,12 +165,12 @@ class MixtureLayer(nn.Module):
         kept = probs_BTE.topk(top_k, dim=-1)
         return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
 
-    def _gather_evidence(self, logits_BTE: Tensor) -> Tensor:
+    def _gather_evidence(self, scores_BTE: Tensor) -> Tensor:
         now = self.routing.current
         if now.borders is not None:
-            return running_mean(logits_BTE, now.borders)
+            return running_mean(scores_BTE, now.borders)
         past = None if now.cache is None else now.cache.sums.get(self.layer)
-        mean_BTE, sums = continued_mean(logits_BTE, now.valid_BT, past)
+        mean_BTE, sums = continued_mean(scores_BTE, now.valid_BT, past)
         if now.cache is not None:
             now.cache.sums[self.layer] = sums
         return mean_BTE

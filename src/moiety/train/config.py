@@ -77,12 +77,10 @@ class PairConfig(Section):
 
     rank: int | None = Field(None, ge=1)
     """None trains full matrices; a number trains a low-rank delta of the anchor's."""
-    temperature: float = Field(2.0, gt=0)
-    """Factor on the mean evidence; folded into the shipped row."""
     row_weight: float = Field(0.1, ge=0)
     """Weight of the rows' own cross-entropy beside the language-model loss."""
-    row_rate: float = Field(5.0, gt=0)
-    """Factor on the learning rate of the rows, which begin at zero and have further to go."""
+    alone_share: float = Field(0.33, ge=0, le=1)
+    """Share of the owner's windows from which the rows learn also as the anchor alone sees them."""
 
 
 class ComputeConfig(Section):

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
@@ -25,7 +26,7 @@ from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import Borders, load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.batches import Shares, StepBatches, whole_steps
+from moiety.train.batches import Batch, Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
@@ -100,9 +101,8 @@ def _train(
     if config.data.window_tokens > backbone.config.max_position_embeddings:
         raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     before = _judge_both(backbone, None, texts, config, compute)
-    pair = Pair(
-        backbone, rank=config.pair.rank, temperature=config.pair.temperature, seed=config.seed
-    )
+    probe = load_file(plan.anchor / anchors.PROBE)
+    pair = Pair(backbone, probe, rank=config.pair.rank, seed=config.seed)
     compute.prepare_frozen(backbone)
     frozen = frozen_digest(backbone)
     job = expert_job(pair, texts, config, compute, steps, plan.owner)
@@ -126,12 +126,16 @@ def expert_job(
     public_windows = round(config.data.public_share * windows)
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
-    shares = Shares(windows - public_windows, public_windows)
+    own_windows = windows - public_windows
+    shares = Shares(own_windows, public_windows, round(config.pair.alone_share * own_windows))
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
+            if batch.alone_BT.any():
+                with pair.alone():  # until after the backward pass, which may compute it again
+                    yield config.pair.row_weight * _loss_alone(pair, batch, compute)
             pair.set_borders(Borders.from_documents(batch.documents_BT))
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
@@ -149,8 +153,16 @@ def expert_job(
         judge=judge,
         tokens_per_step=windows * config.data.window_tokens,
         num_steps=steps,
-        rates=dict.fromkeys(pair.row_names(), config.pair.row_rate),
     )
+
+
+def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
+    """The rows' loss on the states of the anchor alone, for the windows chosen for that."""
+    chosen_B = batch.alone_BT.any(dim=1)
+    pair.set_borders(Borders.from_documents(batch.documents_BT[chosen_B]))
+    with compute.autocast():
+        pair.backbone.model(input_ids=batch.inputs_BT[chosen_B], use_cache=False)
+    return pair.row_loss(batch.own_B[chosen_B], batch.alone_BT[chosen_B])
 
 
 def frozen_digest(backbone: Olmo2ForCausalLM) -> str:

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,8 +39,6 @@ class Job:
     judge: Callable[[], float]
     tokens_per_step: int
     num_steps: int
-    rates: dict[str, float] = field(default_factory=dict)
-    """Factor on the learning rate of single parameters, by name; 1 for all others."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Loop:
             self.at.step, self.job.num_steps, optim.warmup_fraction
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for loss in self.job.losses(self.at.step):
@@ -201,16 +199,13 @@ def schedule(step: int, num_steps: int, warmup_fraction: float) -> float:
 
 
 def _optimizer(job: Job, config: TrainConfig) -> torch.optim.AdamW:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in job.parameters.items():
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in job.parameters.values():
         # Only matrices decay: a decayed norm or router row would mean something else.
         decay = config.optim.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((decay, job.rates.get(name, 1.0)), []).append(parameter)
+        groups.setdefault(decay, []).append(parameter)
     return torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": decay, "factor": factor}
-            for (decay, factor), parameters in groups.items()
-        ],
+        [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()],
         lr=config.optim.learning_rate,
         betas=(config.optim.beta1, config.optim.beta2),
         fused=True,

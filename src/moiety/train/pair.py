@@ -7,13 +7,18 @@ In every layer both blocks run on every token and are mixed by the two-way softm
 another. The row is trained as the log-ratio "mine against public" by its own cross-entropy; because
 the anchor's row is zero for everybody, ratios of owners who never met can be compared.
 
+Rows are learned in whitened coordinates, and on the owner's text as the pair sees it and as the
+anchor alone sees it: in a merged model the states of one layer are not yet those of the right
+expert when the next layer has to decide.
+
 Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
 (docs/architecture.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +27,7 @@ from transformers import Olmo2ForCausalLM
 
 from moiety import family
 from moiety.model import Borders, running_mean
+from moiety.train.whitening import Whitening
 
 
 class FullExpert(nn.Module):
@@ -91,15 +97,26 @@ class PairLayer(nn.Module):
 
     After a forward pass ``context_BT`` and ``token_BT`` hold the logits of the two rows, for the
     rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
+
+    ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
+    the context row is its bias. While ``alone`` is set only the anchor's block runs.
     """
 
-    def __init__(self, anchor: nn.Module, expert: FullExpert | LowRankExpert, width: int) -> None:
+    def __init__(
+        self,
+        anchor: nn.Module,
+        expert: FullExpert | LowRankExpert,
+        context: Whitening,
+        token: Whitening,
+    ) -> None:
         super().__init__()
         self.anchor = anchor
         self.expert = expert
-        self.context_row = nn.Parameter(torch.zeros(width))
+        self.context_whitening, self.token_whitening = context, token
+        width = context.centre_D.shape[0]
+        self.context_row = nn.Parameter(torch.zeros(width + 1))
         self.token_row = nn.Parameter(torch.zeros(width))
-        self.temperature = 1.0
+        self.alone = False
         self.borders: Borders | None = None
         self.context_BT = self.token_BT = torch.empty(0)
 
@@ -107,37 +124,61 @@ class PairLayer(nn.Module):
         """The pair's mixed output, ``[B, T, D]``."""
         hidden = hidden_BTD.float()
         seen = hidden.detach()
-        self.token_BT = seen @ self.token_row
-        self.context_BT = self._evidence(seen)
+        # A whitened row is a small difference of large products: bf16 would lose it.
+        with torch.autocast(hidden.device.type, enabled=False):
+            self.token_BT = seen @ self.folded_token_row()
+            self.context_BT = self._evidence(seen)
+            share_BT = self._evidence(hidden).sigmoid()
+        if self.alone:
+            public_alone_BTD: Tensor = self.anchor(hidden_BTD)
+            return public_alone_BTD
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
-        share_BT = self._evidence(hidden).sigmoid()
         mixed_BTD: Tensor = public_BTD + share_BT[:, :, None].to(own_BTD.dtype) * (
             own_BTD - public_BTD
         )
         return mixed_BTD
 
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
-        scores_BTE = (hidden_BTD @ self.context_row)[:, :, None]
-        mean_BTE = running_mean(scores_BTE, self.borders)
-        return mean_BTE[:, :, 0] * self.temperature
+        row = self.folded_context_row()
+        mean_BTE = running_mean((hidden_BTD @ row[:-1])[:, :, None], self.borders)
+        return mean_BTE[:, :, 0] + row[-1]
+
+    def folded_context_row(self) -> Tensor:
+        """The context row as it is shipped, for raw states, ``[D + 1]``."""
+        row_D = self.context_whitening.fold(self.context_row[:-1])
+        bias = self.context_row[-1] - self.context_whitening.centre_D @ row_D
+        return torch.cat([row_D, bias[None]])
+
+    def folded_token_row(self) -> Tensor:
+        """The token row as it is shipped, for raw states, ``[D]``."""
+        return self.token_whitening.fold(self.token_row)
 
 
 class Pair:
-    """A dense model whose feed-forward blocks have been replaced by pairs, in every layer."""
+    """A dense model whose feed-forward blocks have been replaced by pairs, in every layer.
+
+    ``probe`` holds the states of public text that the anchor ships: ``layers.N.context`` and
+    ``layers.N.token``, each ``[N, D]``.
+    """
 
     def __init__(
-        self, backbone: Olmo2ForCausalLM, *, rank: int | None, temperature: float, seed: int
+        self,
+        backbone: Olmo2ForCausalLM,
+        probe: Mapping[str, Tensor],
+        *,
+        rank: int | None,
+        seed: int,
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        width = backbone.config.hidden_size
         self.layers: list[PairLayer] = []
-        for layer in backbone.model.layers:
+        for number, layer in enumerate(backbone.model.layers):
             expert: FullExpert | LowRankExpert = (
                 FullExpert(layer.mlp) if rank is None else LowRankExpert(layer.mlp, rank, generator)
             )
-            pair = PairLayer(layer.mlp, expert, width)
-            pair.temperature = temperature
+            context = Whitening(probe[f"layers.{number}.context"], centred=True)
+            token = Whitening(probe[f"layers.{number}.token"], centred=False)
+            pair = PairLayer(layer.mlp, expert, context, token)
             pair.to(backbone.device)
             layer.mlp = pair
             self.layers.append(pair)
@@ -147,14 +188,21 @@ class Pair:
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def row_names(self) -> list[str]:
-        """Names of the rows among the trainable tensors."""
-        return [name for name in self.trainable() if name.endswith(("context_row", "token_row"))]
-
     def set_borders(self, borders: Borders | None) -> None:
         """Where documents begin in the windows of the next pass."""
         for layer in self.layers:
             layer.borders = borders
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Until the block ends the anchor runs alone: its states, and the rows' logits on them."""
+        for layer in self.layers:
+            layer.alone = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.alone = False
 
     def row_loss(self, own_B: Tensor, balance_BT: Tensor) -> Tensor:
         """Binary cross-entropy of both rows of all layers: own text 1, public text 0.
@@ -169,12 +217,12 @@ class Pair:
         return (loss_LBT * balance_BT).sum() / logits_LBT.shape[0]
 
     def expert_tensors(self) -> dict[str, Tensor]:
-        """What a bundle ships: float32, on the CPU, the temperature folded into the context row."""
+        """What a bundle ships: float32, on the CPU, the whitening folded into the rows."""
         shipped: dict[str, Tensor] = {}
         for number, pair in enumerate(self.layers):
             shipped.update(pair.expert.tensors(number))
-            shipped[family.context_row(number)] = pair.context_row * pair.temperature
-            shipped[family.token_row(number)] = pair.token_row
+            shipped[family.context_row(number)] = pair.folded_context_row()
+            shipped[family.token_row(number)] = pair.folded_token_row()
         return {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
         }
