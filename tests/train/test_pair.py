@@ -114,6 +114,25 @@ def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
     assert float(pair.row_loss(own, balance)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_alone_the_anchor_runs_and_the_rows_read_its_states(bench):
+    tokens = tiny.random_tokens(2, 12)
+    pair, dense = random_pair(bench), load_dense(bench.anchor, dtype=torch.float32)
+    states = []
+    for layer in dense.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _m, inputs: states.append(inputs[0]))
+    expected = logits(dense, tokens)
+    with pair.alone():
+        assert torch.equal(logits(pair.backbone, tokens), expected)
+    shipped, places = pair.expert_tensors(), torch.arange(1, 13)
+    for number, (layer, hidden) in enumerate(zip(pair.layers, states, strict=True)):
+        row = shipped[family.context_row(number)]
+        mean = (hidden @ row[:-1]).cumsum(dim=1) / places + row[-1]
+        torch.testing.assert_close(layer.context_BT, mean, rtol=1e-4, atol=1e-4)
+        token = hidden @ shipped[family.token_row(number)]
+        torch.testing.assert_close(layer.token_BT, token, rtol=1e-4, atol=1e-4)
+    assert (logits(pair.backbone, tokens) - expected).abs().max() > 0.05
+
+
 def test_the_rows_own_loss_trains_rows_and_nothing_else(bench):
     pair = random_pair(bench)
     pair.backbone(input_ids=tiny.random_tokens(2, 8), use_cache=False)

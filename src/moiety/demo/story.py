@@ -228,5 +228,11 @@ def tell(folder: Path) -> dict[str, Any]:
 
     Raises:
         StateError: the folder exists already, or an owner could not train.
+        KeyboardInterrupt: asked to stop; what was made is left behind.
     """
-    return Story(folder).tell()
+    story = Story(folder)
+    try:
+        return story.tell()
+    except KeyboardInterrupt as stop:
+        # Not the training's own words: a run can be resumed, the story cannot.
+        raise KeyboardInterrupt(f"remove {folder} to begin again") from stop

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from moiety.data import PackedText, Skipped, Sources, load_tokenizer, pack_text
+from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokenizer, pack_text
 from moiety.evaluate.bootstrap import TextScores, measure
 from moiety.evaluate.report import Evaluation, TextFacts
 from moiety.merge import load_release, open_release
@@ -81,7 +81,7 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
 
 
 def model_names(owners: Sequence[str]) -> tuple[str, ...]:
-    """The sets of experts that are compared, each once: with one owner some are the same."""
+    """The sets of experts that are compared; with one or two owners some are the same."""
     names = ["anchor", *(f"anchor+{owner}" for owner in owners), "all"]
     return (*names, *(f"all-{owner}" for owner in owners))
 
@@ -121,14 +121,17 @@ def _fill(
 
     scores, facts, routing, done = {}, [], {}, 0
     for name, text in texts.items():
-        rows = []
+        rows, seen = [], dict[tuple[int, ...], tuple[DocumentNats, torch.Tensor]]()
         for model in models:
             with choose(mixture, model), mixture.watching() as shares_LS:
-                found = text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
+                slots = mixture.routing.slots
+                if slots not in seen:
+                    found = text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
+                    seen[slots] = found, shares_LS.sum(dim=0) / shares_LS.sum()
+            found, share_S = seen[slots]
             rows.append(found.nats)
             if model == "all":
-                total_S = shares_LS.sum(dim=0) / shares_LS.sum()
-                routing[name] = dict(zip(mixture.names, total_S.tolist(), strict=True))
+                routing[name] = dict(zip(mixture.names, share_S.tolist(), strict=True))
             done += 1
             if watch is not None:
                 watch(f"{name} · {model}", done, len(models) * len(texts))

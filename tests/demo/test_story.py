@@ -1,0 +1,21 @@
+"""The story stops when it is asked to, and says how to begin again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+
+def test_an_interrupted_story_says_how_to_begin_again(tmp_path):
+    out = tmp_path / "demo"
+    words = [sys.executable, "-m", "moiety", "demo", "--out", str(out)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "public").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, said
+    assert f"remove {out} to begin again" in " ".join(said.split())
