@@ -21,7 +21,7 @@ from transformers import FlexOlmoConfig, FlexOlmoForCausalLM, Olmo2ForCausalLM
 
 from moiety.model import Borders, training_loss
 from moiety.train import PRESETS
-from moiety.train.compute import Compute
+from moiety.train.compute import Compute, has_fast_bf16
 from moiety.train.pair import Pair
 from moiety.train.presets import Preset
 
@@ -45,6 +45,10 @@ def main() -> None:
         "transformers, eager experts": theirs(size, tokens, options.precision, "eager"),
         "transformers, grouped experts": theirs(size, tokens, options.precision, "grouped_mm"),
     }
+    chosen = "bf16" if has_fast_bf16("cpu") else "fp32"
+    if chosen != options.precision:
+        name = f"moiety, compiled, {chosen} as auto picks"
+        contestants[name] = ours(size, tokens, chosen, rank=None, compiled=True)
     peak = matmul_peak(options.precision)
     seconds = race(contestants, options.rounds)
     report(options, size, tokens.shape[0] * options.window_tokens, seconds, peak)
@@ -201,7 +205,7 @@ def report(
         share = value * needed / peak
         rows[name] = {"tokens_per_second": value, "ratio": value / theirs_best, "peak_share": share}
         print(
-            f"  {name:32} {value:8,.0f} tokens/s  {value / theirs_best:5.2f} x the best of "
+            f"  {name:40} {value:8,.0f} tokens/s  {value / theirs_best:5.2f} x the best of "
             f"transformers  {share:5.1%} of peak"
         )
     if options.json:
