@@ -23,8 +23,9 @@ SETTINGS = (
     "data.window_tokens=128",
     "budget.tokens=130000",
     "budget.judge_every=1000",
-    "budget.judge_tokens=4096",
-    "budget.final_tokens=6000",
+    "budget.judge_tokens=2048",
+    "budget.final_tokens=3000",
+    "optim.learning_rate=2e-3",
     "compute.compile=off",
 )
 _POLL_SECONDS = 0.5

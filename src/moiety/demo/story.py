@@ -29,13 +29,13 @@ LEAVING = "hospital"
 PROMPT = "Discharge letter\n"
 ANCHOR_SETTINGS = (
     "data.window_tokens=128",
-    "budget.tokens=450000",
+    "budget.tokens=400000",
     "budget.judge_every=1000",
     "budget.judge_tokens=4096",
-    "budget.final_tokens=8192",
+    "budget.final_tokens=4096",
     "compute.compile=off",
 )
-EVAL_TOKENS = 6_000
+EVAL_TOKENS = 3_000
 
 
 class Story:
