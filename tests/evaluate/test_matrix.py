@@ -27,7 +27,7 @@ def texts(tmp_path_factory):
 def bits_per_byte(mixture, texts):
     nats = size = 0.0
     for text in texts:
-        ids = torch.tensor([[0, *mixture.tokenizer(text)["input_ids"]]])
+        ids = torch.tensor([mixture.tokenizer(text)["input_ids"]])
         scores = tiny.logits_of(mixture, ids).double().log_softmax(-1)
         nats -= float(scores[:, :-1].gather(2, ids[:, 1:, None]).sum())
         size += len(text.encode())

@@ -49,10 +49,9 @@ def test_every_tensor_is_where_it_belongs(world: World, whole: Path) -> None:
                     outer, inner = held[delta_out(layer, matrix)], held[delta_in(layer, matrix)]
                     whole_matrix = dense + outer.astype(np.float64) @ inner.astype(np.float64)
                 expected[OLMO2.mixed(layer, slot, matrix)] = whole_matrix
-        zero = np.zeros(8, np.float32)
         for kind, name in (("token", OLMO2.gate(layer)), ("context", f"layers.{layer}.context")):
             rows = [experts[owner][f"layers.{layer}.router.{kind}"] for owner in sorted(RANKS)]
-            expected[name] = np.stack([zero, *rows])
+            expected[name] = np.stack([np.zeros_like(rows[0]), *rows])
     found = release_arrays(whole)
     assert found.keys() == expected.keys()
     for name, array in expected.items():

@@ -20,8 +20,9 @@ def logits(backbone, tokens):
 
 
 def random_pair(bench, *way):
-    """A pair whose every trainable tensor is random."""
+    """A pair whose every trainable tensor is random, and which routes as what it ships."""
     pair = bench.pair(tiny.settings(*way))
+    pair.sharpen()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, parameter in sorted(pair.trainable().items()):
@@ -131,6 +132,16 @@ def test_alone_the_anchor_runs_and_the_rows_read_its_states(bench):
         token = hidden @ shipped[family.token_row(number)]
         torch.testing.assert_close(layer.token_BT, token, rtol=1e-4, atol=1e-4)
     assert (logits(pair.backbone, tokens) - expected).abs().max() > 0.05
+
+
+def test_rows_answer_twice_as_sharply_when_they_are_shipped(bench):
+    pair, tokens = random_pair(bench), tiny.random_tokens(2, 12)
+    logits(pair.backbone, tokens)
+    first = pair.layers[0]  # the states of the others depend on its answer
+    sharp = first.context_BT.clone(), first.token_BT.clone()
+    first.sharpness = 1.0
+    logits(pair.backbone, tokens)
+    torch.testing.assert_close((2 * first.context_BT, 2 * first.token_BT), sharp)
 
 
 def test_the_rows_own_loss_trains_rows_and_nothing_else(bench):

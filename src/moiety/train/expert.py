@@ -109,6 +109,7 @@ def _train(
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
+    pair.sharpen()
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
     result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))

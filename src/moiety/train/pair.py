@@ -29,6 +29,10 @@ from moiety import family
 from moiety.model import Borders, running_mean
 from moiety.train.whitening import Whitening
 
+SHARPNESS = 2.0
+"""Factor on the rows when they are shipped. Training stops before rows are as sure as their
+evidence, and among a release's experts a row needs to be surer than in a pair (docs/log.md)."""
+
 
 class FullExpert(nn.Module):
     """A trainable copy of the anchor's block, in float32."""
@@ -99,7 +103,8 @@ class PairLayer(nn.Module):
     rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
 
     ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
-    the context row is its bias. While ``alone`` is set only the anchor's block runs.
+    the context row is its bias. While ``alone`` is set only the anchor's block runs. ``sharpness``
+    multiplies both rows' logits.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class PairLayer(nn.Module):
         self.context_row = nn.Parameter(torch.zeros(width + 1))
         self.token_row = nn.Parameter(torch.zeros(width))
         self.alone = False
+        self.sharpness = 1.0
         self.borders: Borders | None = None
         self.context_BT = self.token_BT = torch.empty(0)
 
@@ -126,7 +132,7 @@ class PairLayer(nn.Module):
         seen = hidden.detach()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            self.token_BT = seen @ self.folded_token_row()
+            self.token_BT = self.sharpness * (seen @ self.folded_token_row())
             self.context_BT = self._evidence(seen)
             share_BT = self._evidence(hidden).sigmoid()
         if self.alone:
@@ -141,16 +147,16 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         row = self.folded_context_row()
         mean_BTE = running_mean((hidden_BTD @ row[:-1])[:, :, None], self.borders)
-        return mean_BTE[:, :, 0] + row[-1]
+        return self.sharpness * (mean_BTE[:, :, 0] + row[-1])
 
     def folded_context_row(self) -> Tensor:
-        """The context row as it is shipped, for raw states, ``[D + 1]``."""
+        """The context row for raw states, its bias last, ``[D + 1]``."""
         row_D = self.context_whitening.fold(self.context_row[:-1])
         bias = self.context_row[-1] - self.context_whitening.centre_D @ row_D
         return torch.cat([row_D, bias[None]])
 
     def folded_token_row(self) -> Tensor:
-        """The token row as it is shipped, for raw states, ``[D]``."""
+        """The token row for raw states, ``[D]``."""
         return self.token_whitening.fold(self.token_row)
 
 
@@ -193,6 +199,11 @@ class Pair:
         for layer in self.layers:
             layer.borders = borders
 
+    def sharpen(self) -> None:
+        """From now on the pair routes as what it ships will."""
+        for layer in self.layers:
+            layer.sharpness = SHARPNESS
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Until the block ends the anchor runs alone: its states, and the rows' logits on them."""
@@ -217,12 +228,12 @@ class Pair:
         return (loss_LBT * balance_BT).sum() / logits_LBT.shape[0]
 
     def expert_tensors(self) -> dict[str, Tensor]:
-        """What a bundle ships: float32, on the CPU, the whitening folded into the rows."""
+        """What a bundle ships: float32, on the CPU; whitening and sharpness are in the rows."""
         shipped: dict[str, Tensor] = {}
         for number, pair in enumerate(self.layers):
             shipped.update(pair.expert.tensors(number))
-            shipped[family.context_row(number)] = pair.folded_context_row()
-            shipped[family.token_row(number)] = pair.folded_token_row()
+            shipped[family.context_row(number)] = SHARPNESS * pair.folded_context_row()
+            shipped[family.token_row(number)] = SHARPNESS * pair.folded_token_row()
         return {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
         }
