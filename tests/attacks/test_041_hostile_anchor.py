@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tests.makers import read_arrays, write_arrays
 
 from moiety.bundle import anchors
 from moiety.errors import FormatError, IntegrityError, TrustError
@@ -128,3 +131,40 @@ def test_no_folder_is_refused(tmp_path: Path) -> None:
         for read in (anchors.open_facts, anchors.open_anchor, anchors.verify_anchor):
             with pytest.raises(TrustError):
                 read(place)
+
+
+def _states(anchor: Path) -> dict[str, Any]:
+    return read_arrays(anchor / anchors.PROBE)
+
+
+PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "not a number": lambda states: states["layers.0.context"].__setitem__((3, 2), np.nan),
+    "infinite": lambda states: states["layers.1.token"].__setitem__((0, 0), np.inf),
+    "all alike": lambda states: states["layers.0.context"].__setitem__(slice(None), 1.0),
+    "absurdly far apart": lambda states: states["layers.0.token"].__imul__(1e30),
+    "missing": lambda states: states.pop("layers.1.context"),
+    "too narrow": lambda states: states.update({"layers.0.token": np.ones((9, 3), np.float32)}),
+    "only one": lambda states: states.update({"layers.0.token": np.ones((1, 8), np.float32)}),
+    "none": lambda states: states.update({"layers.0.token": np.ones((0, 8), np.float32)}),
+    "too many": lambda states: states.update({"layers.0.token": np.ones((513, 8), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_an_anchor_that_agrees_with_its_own_bad_probe_is_refused(anchor: Path, kind: str) -> None:
+    states = _states(anchor)
+    PROBES[kind](states)
+    write_arrays(anchor / anchors.PROBE, states)
+    data = (anchor / anchors.PROBE).read_bytes()
+    facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _edit(anchor, lambda paper: paper["files"].__setitem__(anchors.PROBE, facts))
+    with pytest.raises(FormatError, match=r"probe|positions|spread"):
+        anchors.verify_anchor(anchor)
+
+
+def test_a_probe_that_is_no_tensors_is_refused(anchor: Path) -> None:
+    (anchor / anchors.PROBE).write_bytes(b"states")
+    facts = {"bytes": 6, "sha256": hashlib.sha256(b"states").hexdigest()}
+    _edit(anchor, lambda paper: paper["files"].__setitem__(anchors.PROBE, facts))
+    with pytest.raises(FormatError):
+        anchors.verify_anchor(anchor)

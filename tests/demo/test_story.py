@@ -18,6 +18,9 @@ def test_an_interrupted_story_says_how_to_begin_again(tmp_path):
         while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1].decode()
+        try:
+            said = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
     assert process.returncode == 130, said
     assert f"remove {out} to begin again" in " ".join(said.split())

@@ -27,6 +27,7 @@ from moiety.bundle.papers import (
     reading,
     write_paper,
 )
+from moiety.bundle.probes import check_states, open_probe
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 from moiety.family import FAMILIES, MATRICES, matrix_shape
 from moiety.files import (
@@ -124,6 +125,7 @@ def verify_anchor(folder: Path) -> Anchor:
 
     Raises:
         IntegrityError: a digest or a norm is not the paper's.
+        FormatError: probe states that cannot be states.
     """
     anchor = open_anchor(folder)
 
@@ -139,6 +141,8 @@ def verify_anchor(folder: Path) -> Anchor:
             raise IntegrityError(f"not the tensor the paper describes: {name}", where=folder)
         if not math.isclose(tensor.l2_norm, claim.l2_norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-9):
             raise IntegrityError(f"not the norm the paper says: {name}", where=folder)
+    with open_probe(folder / PROBE, anchor.paper, PROBE) as probe:
+        check_states(probe, anchor.paper)
     return replace(anchor, settled=settled)
 
 

@@ -15,7 +15,8 @@ from moiety.bundle.anchors import PROBE, AnchorFacts
 from moiety.bundle.manifests import WEIGHTS
 from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
 from moiety.bundle.papers import Manifest, ShardFacts, TensorFacts
-from moiety.errors import FormatError, IntegrityError, PolicyError
+from moiety.bundle.probes import open_probe
+from moiety.errors import IntegrityError, PolicyError
 from moiety.family import (
     FAMILIES,
     MATRICES,
@@ -35,11 +36,10 @@ FACTOR_NORM_MAX = 1e4
 """A low-rank factor's norm, times the anchor's matrix where that is larger than one."""
 
 LOGIT_MAX = 1e4
-"""Largest logit a row could give on the probe; honest rows stay below 100."""
+"""Norm of a row times the longest state of the probe, a bound on its logits; honest rows: 300."""
 
 CAPTURE_MAX = 0.9
 CAPTURE_FLAG = 0.5
-PROBE_POSITIONS_MAX = 512
 
 _ROWS = {"context": context_row, "token": token_row}
 
@@ -150,7 +150,7 @@ def _check_rows(
 ) -> list[str]:
     """How much public text the rows take, averaged over layers: refused, flagged or fine."""
     flags: list[str] = []
-    with _open_probe(anchor) as probe:
+    with open_probe(anchor.probe, anchor.paper, PROBE) as probe:
         for kind, row_name in _ROWS.items():
             shares = []
             for layer in range(manifest.num_layers):
@@ -183,27 +183,3 @@ def _judge_shares(kind: str, shares: list[float], path: Path) -> list[str]:
     if shares[worst] > CAPTURE_MAX:
         return [f"captures {shares[worst]:.0%} of public text with the {kind} row of layer {worst}"]
     return []
-
-
-def _open_probe(anchor: AnchorFacts) -> TensorFile:
-    """The anchor's probe, if it is the one its paper describes."""
-    claim = anchor.paper.files[PROBE]
-    probe = open_tensors(anchor.probe, claim.bytes)
-    try:
-        _check_probe(probe, anchor, claim.sha256)
-    except BaseException:
-        probe.close()
-        raise
-    return probe
-
-
-def _check_probe(probe: TensorFile, anchor: AnchorFacts, sha256: str) -> None:
-    if probe.digest_file() != sha256:
-        raise IntegrityError("not the probe the anchor's paper describes", where=anchor.probe)
-    for layer in range(anchor.paper.num_layers):
-        for kind in _ROWS:
-            span = probe.spans.get(f"layers.{layer}.{kind}")
-            if span is None or span.dtype != "F32" or span.shape[1:] != (anchor.paper.width,):
-                raise FormatError(f"no probe {kind} for layer {layer}", where=anchor.probe)
-            if not 1 <= span.shape[0] <= PROBE_POSITIONS_MAX:
-                raise FormatError("too few or too many positions", where=anchor.probe)

@@ -2,8 +2,8 @@
 
 Legend: B request, T position in this pass, E expert.
 
-The logit used at position t is the mean of ``row . h`` over the positions of the same document up
-to and including t, and a bias. At generation the state it needs is one running sum an expert and
+The logit used at position t is the mean of ``row . h + bias`` over the positions of the same
+document up to and including t. At generation the state it needs is one running sum an expert and
 layer, and a count; it lives in the key-value cache, because it must be reordered, copied and
 dropped with it.
 """

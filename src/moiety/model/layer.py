@@ -151,8 +151,8 @@ class MixtureLayer(nn.Module):
         index_E = torch.tensor(routing.slots, device=rows_SD.device)
         rows_ED = rows_SD[index_E]
         if routing.mode == "context":
-            scores_BTE = functional.linear(hidden_BTD.float(), rows_ED[:, :-1])
-            logits_BTE = self._gather_evidence(scores_BTE) + rows_ED[:, -1]
+            scores_BTE = functional.linear(hidden_BTD.float(), rows_ED[:, :-1], rows_ED[:, -1])
+            logits_BTE = self._gather_evidence(scores_BTE)
         else:
             logits_BTE = functional.linear(hidden_BTD.float(), rows_ED)
         if routing.mask_BS is not None:

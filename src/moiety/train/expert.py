@@ -134,7 +134,7 @@ def expert_job(
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            if batch.alone_BT.any():
+            if config.pair.row_weight and batch.alone_BT.any():
                 with pair.alone():  # until after the backward pass, which may compute it again
                     yield config.pair.row_weight * _loss_alone(pair, batch, compute)
             pair.set_borders(Borders.from_documents(batch.documents_BT))

@@ -146,8 +146,9 @@ class PairLayer(nn.Module):
 
     def _evidence(self, hidden_BTD: Tensor) -> Tensor:
         row = self.folded_context_row()
-        mean_BTE = running_mean((hidden_BTD @ row[:-1])[:, :, None], self.borders)
-        return self.sharpness * (mean_BTE[:, :, 0] + row[-1])
+        # The bias is added to each score, not to their mean: they sum up to less, so more exactly.
+        scores_BT = hidden_BTD @ row[:-1] + row[-1]
+        return self.sharpness * running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
 
     def folded_context_row(self) -> Tensor:
         """The context row for raw states, its bias last, ``[D + 1]``."""
@@ -163,14 +164,14 @@ class PairLayer(nn.Module):
 class Pair:
     """A dense model whose feed-forward blocks have been replaced by pairs, in every layer.
 
-    ``probe`` holds the states of public text that the anchor ships: ``layers.N.context`` and
-    ``layers.N.token``, each ``[N, D]``.
+    ``states`` are the anchor's on public text: ``layers.N.context`` and ``layers.N.token``, each
+    ``[N, D]``.
     """
 
     def __init__(
         self,
         backbone: Olmo2ForCausalLM,
-        probe: Mapping[str, Tensor],
+        states: Mapping[str, Tensor],
         *,
         rank: int | None,
         seed: int,
@@ -182,8 +183,8 @@ class Pair:
             expert: FullExpert | LowRankExpert = (
                 FullExpert(layer.mlp) if rank is None else LowRankExpert(layer.mlp, rank, generator)
             )
-            context = Whitening(probe[f"layers.{number}.context"], centred=True)
-            token = Whitening(probe[f"layers.{number}.token"], centred=False)
+            context = Whitening(states[f"layers.{number}.context"], centred=True)
+            token = Whitening(states[f"layers.{number}.token"], centred=False)
             pair = PairLayer(layer.mlp, expert, context, token)
             pair.to(backbone.device)
             layer.mlp = pair

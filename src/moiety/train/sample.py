@@ -30,6 +30,7 @@ PROBE_POSITIONS = 512
 """States a layer at which a bundle's rows are tested before anybody runs it."""
 
 _POSITIONS_PER_WINDOW = 8
+_POSITIONS_MIN = 2
 
 
 def write_sample(sources: Sources, path: Path, skipped: Skipped) -> None:
@@ -71,20 +72,39 @@ def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> Non
     document so far), float32 ``[N, D]``. A router row applied to them says, without running any
     model, how much of public text the row would capture.
     """
+    states = public_states(backbone, text, PROBE_POSITIONS // _POSITIONS_PER_WINDOW)
+    plans = [array_plan(name, array) for name, array in sorted(states.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, plans)
+
+
+def public_states(
+    backbone: Olmo2ForCausalLM, text: PackedText, num_windows: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The anchor's states on some windows of public text, always the same ones.
+
+    Returns:
+        ``layers.N.token`` and ``layers.N.context``, float32 ``[N, D]``: at most eight positions a
+        window, of its first document.
+
+    Raises:
+        DataError: too little text.
+    """
     states = _ProbeStates(backbone)
-    rng = np.random.default_rng(0)
-    windows = rng.permutation(text.num_windows)[: PROBE_POSITIONS // _POSITIONS_PER_WINDOW]
+    windows = np.random.default_rng(0).permutation(text.num_windows)[:num_windows]
     places = np.linspace(8, text.window_tokens - 1, _POSITIONS_PER_WINDOW).astype(int)
     for window in windows:
         one = text.windows([window])
         usable = places[one.documents[0, places] == one.documents[0, 0]]
         if len(usable):
             states.gather(torch.from_numpy(one.tokens[:, :-1]), usable)
-    plans = [
-        array_plan(name, np.concatenate(parts)) for name, parts in sorted(states.parts.items())
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, plans)
+    found = {name: np.concatenate(parts) for name, parts in states.parts.items()}
+    if not found or min(map(len, found.values())) < _POSITIONS_MIN:
+        raise DataError(
+            "too little public text to tell what its states are",
+            remedy="give more public text, or longer documents",
+        )
+    return found
 
 
 class _ProbeStates:
