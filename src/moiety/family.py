@@ -7,6 +7,7 @@ A second family (qwen3 to qwen3_moe, llama to mixtral) adds a row when it is ask
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -65,6 +66,10 @@ def context_row(layer: int) -> str:
 def token_row(layer: int) -> str:
     """The row that reads one token's state, ``[width]``: what stock checkpoints route with."""
     return f"layers.{layer}.router.token"
+
+
+ROWS: dict[str, Callable[[int], str]] = {"context": context_row, "token": token_row}
+"""The kinds of router rows, and what a bundle calls each in a layer."""
 
 
 def matrix_shape(matrix: str, width: int, hidden: int) -> tuple[int, int]:

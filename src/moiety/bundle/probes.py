@@ -1,4 +1,4 @@
-"""The anchor's probe: states of public text that whiten rows, and on which rows are judged.
+"""The anchor's probe: states of public text on which an expert's rows are judged.
 
 Legend: N state, D width.
 """
@@ -11,9 +11,8 @@ import numpy as np
 
 from moiety.bundle.papers import AnchorPaper
 from moiety.errors import FormatError, IntegrityError
+from moiety.family import ROWS
 from moiety.tensors import TensorFile, open_tensors
-
-KINDS = ("context", "token")
 
 PROBE_POSITIONS_MAX = 512
 PROBE_POSITIONS_MIN = 2
@@ -35,7 +34,7 @@ def open_probe(path: Path, paper: AnchorPaper, name: str) -> TensorFile:
         if probe.digest_file() != claim.sha256:
             raise IntegrityError("not the probe the anchor's paper describes", where=path)
         for layer in range(paper.num_layers):
-            for kind in KINDS:
+            for kind in ROWS:
                 _check_shape(probe, layer, kind, paper.width)
     except BaseException:
         probe.close()
@@ -46,7 +45,7 @@ def open_probe(path: Path, paper: AnchorPaper, name: str) -> TensorFile:
 def check_states(probe: TensorFile, paper: AnchorPaper) -> None:
     """Raises ``FormatError`` unless every state is a number and states differ, but not absurdly."""
     for layer in range(paper.num_layers):
-        for kind in KINDS:
+        for kind in ROWS:
             name = f"layers.{layer}.{kind}"
             states_ND = probe.read(name).astype(np.float64)
             with np.errstate(all="ignore"):

@@ -20,10 +20,9 @@ from moiety.errors import IntegrityError, PolicyError
 from moiety.family import (
     FAMILIES,
     MATRICES,
-    context_row,
+    ROWS,
     delta_in,
     delta_out,
-    token_row,
     weight,
 )
 from moiety.files import digest_bytes
@@ -40,8 +39,6 @@ LOGIT_MAX = 1e4
 
 CAPTURE_MAX = 0.9
 CAPTURE_FLAG = 0.5
-
-_ROWS = {"context": context_row, "token": token_row}
 
 
 def implied_shard(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, ShardFacts]:
@@ -151,7 +148,7 @@ def _check_rows(
     """How much public text the rows take, averaged over layers: refused, flagged or fine."""
     flags: list[str] = []
     with open_probe(anchor.probe, anchor.paper, PROBE) as probe:
-        for kind, row_name in _ROWS.items():
+        for kind, row_name in ROWS.items():
             shares = []
             for layer in range(manifest.num_layers):
                 name = row_name(layer)

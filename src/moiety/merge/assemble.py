@@ -75,9 +75,9 @@ class Ground:
 
 def zero_rows(paper: papers.AnchorPaper) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """The anchor's rows: zero, so that every other row is a log-ratio against it."""
-    context = bytes((paper.width + 1) * ITEM_BYTES["F32"])
-    token = bytes(paper.width * ITEM_BYTES[paper.dtype])
-    return (context,) * paper.num_layers, (token,) * paper.num_layers
+    (_, context), (_, token) = layout.row_shapes(1, paper.width)
+    zeros = bytes(context * ITEM_BYTES["F32"]), bytes(token * ITEM_BYTES[paper.dtype])
+    return (zeros[0],) * paper.num_layers, (zeros[1],) * paper.num_layers
 
 
 def assemble(
@@ -226,7 +226,7 @@ def config_for(roster: Roster, source: Mapping[str, Any]) -> dict[str, Any]:
 def index_for(roster: Roster, paper: papers.AnchorPaper) -> dict[str, Any]:
     """The release's weight index: which shard holds which tensor."""
     shared = layout.shared_names(paper.tensors, paper.num_layers)
-    gate_shape = (len(roster.experts), roster.width)
+    _, gate_shape = layout.row_shapes(len(roster.experts), roster.width)
     shards: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
         layout.SHARED: {
             name: (paper.tensors[name].shape, paper.tensors[name].dtype) for name in shared

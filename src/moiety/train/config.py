@@ -78,9 +78,7 @@ class PairConfig(Section):
     rank: int | None = Field(None, ge=1)
     """None trains full matrices; a number trains a low-rank delta of the anchor's."""
     row_weight: float = Field(0.1, ge=0)
-    """Weight of the rows' own cross-entropy beside the language-model loss."""
-    alone_share: float = Field(0.33, ge=0, le=1)
-    """Share of the owner's windows from which the rows learn also as the anchor alone sees them."""
+    """Weight of the rows' own cross-entropy beside the language-model loss; 0: none, and no fit."""
 
 
 class ComputeConfig(Section):
@@ -137,8 +135,9 @@ def checked(kind: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = ", ".join(sorted(_keys(TrainConfig(), "")))
+        fault = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise ConfigError(
-            f"{key}: {first['msg']}", where="settings", remedy=f"known settings: {known}"
+            f"{key}: {fault}", where="settings", remedy=f"known settings: {known}"
         ) from error
 
 
