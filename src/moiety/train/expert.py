@@ -112,6 +112,7 @@ def _train(
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
     if config.pair.row_weight and config.data.public_share:
+        fit_rows(pair, [alone])  # so that the pair routes well when it is looked at
         beside = row_states(
             backbone,
             texts.own,

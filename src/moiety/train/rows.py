@@ -31,11 +31,11 @@ from moiety.train.pair import Pair
 from moiety.train.states import gather_states
 from moiety.train.whitening import Whitening
 
-FIT_WINDOWS = 128
-FIT_POSITIONS = 16
+FIT_WINDOWS = 256
+FIT_POSITIONS = 8
 """Windows of each kind of text, and positions of each, that rows are fitted on."""
 
-SHARPNESS = 2.0
+SHARPNESS = 3.0
 """A row is fitted at its norm over this: a blunter fit has the better direction."""
 
 _ITERATIONS = 200
