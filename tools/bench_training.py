@@ -71,7 +71,7 @@ def ours(
 ) -> Step:
     compute = Compute("cpu", precision == "bf16", compiled, checkpoint_activations=False)
     backbone = Olmo2ForCausalLM(dense_config(size))
-    pair = Pair(backbone, random_states(size), rank=rank, seed=0)
+    pair = Pair(backbone, random_probe(size), rank=rank, seed=0)
     compute.prepare_frozen(backbone)
     decoder = compute.decoder(backbone)
     parameters = list(pair.trainable().values())
@@ -79,10 +79,15 @@ def ours(
     own = torch.ones(tokens.shape[0])
     own[-tokens.shape[0] // 4 :] = 0
     balance = torch.full(tokens[:, 1:].shape, 1.0 / tokens[:, 1:].numel())
+    chosen = slice(0, tokens.shape[0] // 4)
     documents = torch.arange(tokens.shape[0])[:, None].expand(tokens[:, :-1].shape)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
+        pair.set_borders(Borders.from_documents(documents[chosen]))
+        with pair.alone(), compute.autocast():
+            backbone.model(input_ids=tokens[chosen, :-1], use_cache=False)
+        pair.row_loss(own[chosen], balance[chosen]).backward()
         pair.set_borders(Borders.from_documents(documents))
         with compute.autocast():
             loss = training_loss(backbone, tokens[:, :-1], tokens[:, 1:], decoder)
@@ -136,9 +141,9 @@ def dense_config(size: Preset) -> Any:
     return size.model_config(separator=0, pad=1, max_positions=1024)
 
 
-def random_states(size: Preset) -> dict[str, torch.Tensor]:
+def random_probe(size: Preset) -> dict[str, torch.Tensor]:
     kinds = [f"layers.{n}.{kind}" for n in range(size.layers) for kind in ("context", "token")]
-    return {kind: torch.randn(2048, size.width) for kind in kinds}
+    return {kind: torch.randn(512, size.width) for kind in kinds}
 
 
 def finish(loss: torch.Tensor, parameters: list[Any], optimizer: torch.optim.Optimizer) -> None:

@@ -80,7 +80,7 @@ def test_targets_are_the_next_tokens_and_padding_has_none(bench):
 def test_micro_batches_are_the_step_cut_up(batches, size):
     for step in range(4):
         step_whole, parts = whole(batches, step), list(batches.micro(step, size, "cpu"))
-        for name in ("inputs_BT", "targets_BT", "documents_BT", "own_B", "balance_BT"):
+        for name in ("inputs_BT", "targets_BT", "documents_BT", "own_B", "balance_BT", "alone_BT"):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(step_whole, name))
         assert sum(part.weight for part in parts) == pytest.approx(1)
@@ -97,6 +97,18 @@ def test_own_and_public_text_weigh_half_each(batches):
             assert float(of_kind.sum()) == pytest.approx(0.5)
             assert len(of_kind[real[batch.own_B == kind]].unique()) == 1
         assert float(balance[~real].sum()) == 0
+
+
+def test_windows_the_anchor_sees_alone_share_the_half_of_own_text(bench):
+    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, 2), 5)
+    for step in range(8):
+        batch = whole(batches, step)
+        real = batch.documents_BT >= 0
+        chosen = torch.tensor([[True], [True], [False], [False]])
+        assert torch.equal(batch.alone_BT > 0, real & chosen)
+        assert float(batch.alone_BT.sum()) == pytest.approx(0.25)
+        assert float(batch.balance_BT[batch.own_B == 1].sum()) == pytest.approx(0.25)
+        assert float(batch.balance_BT[batch.own_B == 0].sum()) == pytest.approx(0.5)
 
 
 def test_without_public_text_there_is_nothing_to_weigh_against(bench):

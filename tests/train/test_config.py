@@ -146,3 +146,8 @@ def test_compiling_is_decided_by_the_number_of_steps_unless_it_is_said():
         assert found == {expected}
     both = ComputeConfig(compile="on", checkpoint_activations=True)
     assert not resolve_compute(both, 10**6).compiled
+
+
+def test_a_setting_that_there_is_not_is_called_that():
+    with pytest.raises(ConfigError, match="no such setting"):
+        resolve_config(TrainConfig(), None, ["optim.speed=9"])

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests import tiny
 from torch.nn import functional
 
@@ -18,7 +17,6 @@ from moiety.errors import ConfigError, DataError, FormatError
 from moiety.merge import load_release, merge
 from moiety.model import load_dense
 from moiety.train import ExpertPlan, train_expert
-from moiety.train.rows import fit_rows
 
 
 @pytest.fixture
@@ -96,28 +94,6 @@ def test_the_same_run_twice_is_the_same_expert_and_another_seed_another(plan, tm
         one = dataclasses.replace(plan, out=tmp_path / name, config=config)
         made.append(train_expert(one, quiet=True).paper.expert.sha256)
     assert made[0] == made[1] != made[2]
-
-
-@pytest.mark.parametrize(
-    ("setting", "fitted"), [("seed=0", 1), ("pair.row_weight=0", 0), ("data.public_share=0", 0)]
-)
-def test_rows_are_fitted_once_on_the_text_as_both_see_it(plan, monkeypatch, setting, fitted):
-    seen = []
-
-    def fit(pair, ways):
-        fit_rows(pair, ways)
-        seen.append((ways, pair.expert_tensors()))
-
-    monkeypatch.setattr("moiety.train.expert.fit_rows", fit)
-    done = train_expert(dataclasses.replace(plan, config=tiny.settings(setting)), quiet=True)
-    assert len(seen) == fitted
-    for (alone, beside), tensors in seen:
-        shipped = load_file(done.folder / "expert.safetensors")
-        assert all(torch.equal(shipped[name], tensors[name]) for name in tensors)
-        for kind in ("own", "public"):
-            one, other = (getattr(way, kind) for way in (alone, beside))
-            assert torch.equal(one["layers.0.context"], other["layers.0.context"])
-            assert not torch.equal(one["layers.1.context"], other["layers.1.context"])
 
 
 def test_held_out_text_may_be_named(plan, tmp_path):

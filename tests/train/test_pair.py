@@ -20,8 +20,9 @@ def logits(backbone, tokens):
 
 
 def random_pair(bench, *way):
-    """A pair whose every trainable tensor is random."""
+    """A pair whose every trainable tensor is random, and which routes as what it ships."""
     pair = bench.pair(tiny.settings(*way))
+    pair.sharpen()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, parameter in sorted(pair.trainable().items()):
@@ -114,18 +115,33 @@ def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
     assert float(pair.row_loss(own, balance)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_rows_are_taken_in_whitened_coordinates(bench):
-    pair, states = bench.pair(tiny.settings()), torch.randn(5, tiny.WIDTH)
-    for layer in pair.layers:
-        context, token = torch.randn(tiny.WIDTH + 1), torch.randn(tiny.WIDTH)
-        layer.set_rows(context, token)
-        whitened = layer.context_whitening(states) @ context[:-1] + context[-1]
-        row = layer.folded_context_row()
-        torch.testing.assert_close(states @ row[:-1] + row[-1], whitened, rtol=1e-3, atol=1e-3)
-        whitened = layer.token_whitening(states) @ token
-        torch.testing.assert_close(
-            states @ layer.folded_token_row(), whitened, rtol=1e-3, atol=1e-3
-        )
+def test_alone_the_anchor_runs_and_the_rows_read_its_states(bench):
+    tokens = tiny.random_tokens(2, 12)
+    pair, dense = random_pair(bench), load_dense(bench.anchor, dtype=torch.float32)
+    states = []
+    for layer in dense.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _m, inputs: states.append(inputs[0]))
+    expected = logits(dense, tokens)
+    with pair.alone():
+        assert torch.equal(logits(pair.backbone, tokens), expected)
+    shipped, places = pair.expert_tensors(), torch.arange(1, 13)
+    for number, (layer, hidden) in enumerate(zip(pair.layers, states, strict=True)):
+        row = shipped[family.context_row(number)]
+        mean = (hidden @ row[:-1]).cumsum(dim=1) / places + row[-1]
+        torch.testing.assert_close(layer.context_BT, mean, rtol=1e-4, atol=1e-4)
+        token = hidden @ shipped[family.token_row(number)]
+        torch.testing.assert_close(layer.token_BT, token, rtol=1e-4, atol=1e-4)
+    assert (logits(pair.backbone, tokens) - expected).abs().max() > 0.05
+
+
+def test_rows_answer_twice_as_sharply_when_they_are_shipped(bench):
+    pair, tokens = random_pair(bench), tiny.random_tokens(2, 12)
+    logits(pair.backbone, tokens)
+    first = pair.layers[0]  # the states of the others depend on its answer
+    sharp = first.context_BT.clone(), first.token_BT.clone()
+    first.sharpness = 1.0
+    logits(pair.backbone, tokens)
+    torch.testing.assert_close((2 * first.context_BT, 2 * first.token_BT), sharp)
 
 
 def test_the_rows_own_loss_trains_rows_and_nothing_else(bench):

@@ -27,8 +27,6 @@ from moiety.bundle.papers import (
     reading,
     write_paper,
 )
-from moiety.bundle.probes import PROBE_POSITIONS_MAX as PROBE_POSITIONS_MAX
-from moiety.bundle.probes import PROBE_POSITIONS_MIN as PROBE_POSITIONS_MIN
 from moiety.bundle.probes import check_states, open_probe
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 from moiety.family import FAMILIES, MATRICES, matrix_shape

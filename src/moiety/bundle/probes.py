@@ -1,4 +1,4 @@
-"""The anchor's probe: states of public text on which an expert's rows are judged.
+"""The anchor's probe: states of public text that whiten rows, and on which rows are judged.
 
 Legend: N state, D width.
 """

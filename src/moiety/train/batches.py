@@ -31,16 +31,19 @@ class Batch:
     """1 for the owner's windows, 0 for public ones."""
     balance_BT: Tensor
     """Weight of each position in the rows' loss: half for own text, half for public, in a step."""
+    alone_BT: Tensor
+    """The same where the anchor runs alone; it shares the half of own text with ``balance_BT``."""
     weight: float
     """Share of the step's targets that this micro-batch holds."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Windows of each kind in one step."""
+    """Windows of each kind in one step; ``alone`` of the own are also seen by the anchor alone."""
 
     own: int
     public: int = 0
+    alone: int = 0
 
 
 class StepBatches:
@@ -62,7 +65,7 @@ class StepBatches:
         tokens, documents, own = self._windows(step)
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
-        balance = _balance(documents[:, :-1] >= 0, own)
+        balance, alone = _balances(documents[:, :-1] >= 0, own, self.shares.alone)
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
@@ -72,6 +75,7 @@ class StepBatches:
                 torch.from_numpy(documents[part, :-1].copy()).to(device),
                 torch.from_numpy(own[part]).to(device),
                 torch.from_numpy(balance[part]).to(device),
+                torch.from_numpy(alone[part]).to(device),
                 float((targets[part] >= 0).sum()) / total,
             )
 
@@ -89,14 +93,18 @@ class StepBatches:
         return tokens, documents, own
 
 
-def _balance(real_BT: Mask, own_B: Weights) -> Weights:
+def _balances(real_BT: Mask, own_B: Weights, alone: int) -> tuple[Weights, Weights]:
     # Unbalanced, the rows would learn the batch's composition as a prior, and n owners would add
     # n such priors against public text.
-    weights_BT = np.zeros(real_BT.shape, dtype=np.float32)
-    for kind in (1, 0):
-        chosen_BT = real_BT & (own_B == kind)[:, None]
-        weights_BT[chosen_BT] = 0.5 / max(1, int(chosen_BT.sum()))
-    return weights_BT
+    alone_BT = real_BT & (np.arange(len(own_B)) < alone)[:, None]
+    of_own = 0.25 if alone_BT.any() else 0.5
+    weights_BT = _spread(real_BT & (own_B == 1)[:, None], of_own)
+    weights_BT += _spread(real_BT & (own_B == 0)[:, None], 0.5)
+    return weights_BT, _spread(alone_BT, of_own)
+
+
+def _spread(chosen_BT: Mask, total: float) -> Weights:
+    return (chosen_BT * (total / max(1, int(chosen_BT.sum())))).astype(np.float32)
 
 
 def whole_steps(tokens: int, windows: int, window_tokens: int) -> int:

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
@@ -26,13 +26,12 @@ from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import Borders, load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.batches import Shares, StepBatches, whole_steps
+from moiety.train.batches import Batch, Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
-from moiety.train.rows import fit_rows, row_states
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3
@@ -102,25 +101,15 @@ def _train(
     if config.data.window_tokens > backbone.config.max_position_embeddings:
         raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     before = _judge_both(backbone, None, texts, config, compute)
-    # In float32 whatever the run computes in: resuming may change that, the coordinates not.
-    alone = row_states(backbone, texts.own, texts.public)
-    pair = Pair(backbone, alone.public, rank=config.pair.rank, seed=config.seed)
+    probe = load_file(plan.anchor / anchors.PROBE)
+    pair = Pair(backbone, probe, rank=config.pair.rank, seed=config.seed)
     compute.prepare_frozen(backbone)
     frozen = frozen_digest(backbone)
     job = expert_job(pair, texts, config, compute, steps, plan.owner)
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
-    if config.pair.row_weight and config.data.public_share:
-        fit_rows(pair, [alone])  # so that the pair routes well when it is looked at
-        beside = row_states(
-            backbone,
-            texts.own,
-            texts.public,
-            before=partial(_tell_borders, pair),
-            precision=compute.autocast(),
-        )
-        fit_rows(pair, [alone, beside])
+    pair.sharpen()
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
     result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))
@@ -139,12 +128,15 @@ def expert_job(
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
     own_windows = windows - public_windows
-    shares = Shares(own_windows, public_windows)
+    shares = Shares(own_windows, public_windows, round(config.pair.alone_share * own_windows))
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
+            if config.pair.row_weight and batch.alone_BT.any():
+                with pair.alone():  # until after the backward pass, which may compute it again
+                    yield config.pair.row_weight * _loss_alone(pair, batch, compute)
             pair.set_borders(Borders.from_documents(batch.documents_BT))
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
@@ -163,6 +155,15 @@ def expert_job(
         tokens_per_step=windows * config.data.window_tokens,
         num_steps=steps,
     )
+
+
+def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
+    """The rows' loss on the states of the anchor alone, for the windows chosen for that."""
+    chosen_B = batch.alone_BT.any(dim=1)
+    pair.set_borders(Borders.from_documents(batch.documents_BT[chosen_B]))
+    with compute.autocast():
+        pair.backbone.model(input_ids=batch.inputs_BT[chosen_B], use_cache=False)
+    return pair.row_loss(batch.own_B[chosen_B], batch.alone_BT[chosen_B])
 
 
 def frozen_digest(backbone: Olmo2ForCausalLM) -> str:
@@ -192,12 +193,13 @@ def _judge(
     max_tokens: int,
     compute: Compute,
 ) -> DocumentNats:
-    before = partial(_tell_borders, pair) if pair else None
-    return judge_backbone(backbone, text, max_tokens, before=before, precision=compute.autocast())
+    def tell_borders(documents_BT: Tensor) -> None:
+        if pair is not None:
+            pair.set_borders(Borders.from_documents(documents_BT))
 
-
-def _tell_borders(pair: Pair, documents_BT: Tensor) -> None:
-    pair.set_borders(Borders.from_documents(documents_BT))
+    return judge_backbone(
+        backbone, text, max_tokens, before=tell_borders, precision=compute.autocast()
+    )
 
 
 def _judge_both(

@@ -7,8 +7,9 @@ In every layer both blocks run on every token and are mixed by the two-way softm
 another. The row is trained as the log-ratio "mine against public" by its own cross-entropy; because
 the anchor's row is zero for everybody, ratios of owners who never met can be compared.
 
-Rows are learned in whitened coordinates beside the expert, and fitted once more when it stands
-still (``moiety.train.rows``).
+Rows are learned in whitened coordinates, and on the owner's text as the pair sees it and as the
+anchor alone sees it: in a merged model the states of one layer are not yet those of the right
+expert when the next layer has to decide.
 
 Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
 (docs/architecture.md).
@@ -17,6 +18,7 @@ Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the ev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,10 @@ from transformers import Olmo2ForCausalLM
 from moiety import family
 from moiety.model import Borders, running_mean
 from moiety.train.whitening import Whitening
+
+SHARPNESS = 2.0
+"""Factor on the rows when they are shipped. Training stops before rows are as sure as their
+evidence, and among a release's experts a row needs to be surer than in a pair (docs/log.md)."""
 
 
 class FullExpert(nn.Module):
@@ -97,7 +103,8 @@ class PairLayer(nn.Module):
     rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
 
     ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
-    the context row is its bias over the root of D.
+    the context row is its bias. While ``alone`` is set only the anchor's block runs. ``sharpness``
+    multiplies both rows' logits.
     """
 
     def __init__(
@@ -114,6 +121,8 @@ class PairLayer(nn.Module):
         width = context.centre_D.shape[0]
         self.context_row = nn.Parameter(torch.zeros(width + 1))
         self.token_row = nn.Parameter(torch.zeros(width))
+        self.alone = False
+        self.sharpness = 1.0
         self.borders: Borders | None = None
         self.context_BT = self.token_BT = torch.empty(0)
 
@@ -123,10 +132,13 @@ class PairLayer(nn.Module):
         seen = hidden.detach()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            self.token_BT = seen @ self.folded_token_row()
+            self.token_BT = self.sharpness * (seen @ self.folded_token_row())
             row = self.folded_context_row()
             self.context_BT = self._evidence(seen, row)
             share_BT = self._evidence(hidden, row).sigmoid()
+        if self.alone:
+            public_alone_BTD: Tensor = self.anchor(hidden_BTD)
+            return public_alone_BTD
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
         mixed_BTD: Tensor = public_BTD + share_BT[:, :, None].to(own_BTD.dtype) * (
             own_BTD - public_BTD
@@ -136,26 +148,17 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor, row: Tensor) -> Tensor:
         # The bias is added to each score, not to their mean: they sum up to less, so more exactly.
         scores_BT = hidden_BTD @ row[:-1] + row[-1]
-        return running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
+        return self.sharpness * running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
 
     def folded_context_row(self) -> Tensor:
         """The context row for raw states, its bias last, ``[D + 1]``."""
         row_D = self.context_whitening.fold(self.context_row[:-1])
-        # It is one number among D + 1: at the common rate it would not arrive in time.
-        bias = self.context_row[-1] * len(row_D) ** 0.5
-        bias = bias - self.context_whitening.centre_D @ row_D
+        bias = self.context_row[-1] - self.context_whitening.centre_D @ row_D
         return torch.cat([row_D, bias[None]])
 
     def folded_token_row(self) -> Tensor:
         """The token row for raw states, ``[D]``."""
         return self.token_whitening.fold(self.token_row)
-
-    @torch.no_grad()
-    def set_rows(self, context: Tensor, token: Tensor) -> None:
-        """Takes rows in whitened coordinates: ``context`` [D + 1], its bias last, ``token`` [D]."""
-        self.context_row.copy_(context)
-        self.context_row[-1] /= self.token_row.shape[0] ** 0.5
-        self.token_row.copy_(token)
 
 
 class Pair:
@@ -197,6 +200,22 @@ class Pair:
         for layer in self.layers:
             layer.borders = borders
 
+    def sharpen(self) -> None:
+        """From now on the pair routes as what it ships will."""
+        for layer in self.layers:
+            layer.sharpness = SHARPNESS
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Until the block ends the anchor runs alone: its states, and the rows' logits on them."""
+        for layer in self.layers:
+            layer.alone = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.alone = False
+
     def row_loss(self, own_B: Tensor, balance_BT: Tensor) -> Tensor:
         """Binary cross-entropy of both rows of all layers: own text 1, public text 0.
 
@@ -210,12 +229,12 @@ class Pair:
         return (loss_LBT * balance_BT).sum() / logits_LBT.shape[0]
 
     def expert_tensors(self) -> dict[str, Tensor]:
-        """What a bundle ships: float32, on the CPU; the whitening is in the rows."""
+        """What a bundle ships: float32, on the CPU; whitening and sharpness are in the rows."""
         shipped: dict[str, Tensor] = {}
         for number, pair in enumerate(self.layers):
             shipped.update(pair.expert.tensors(number))
-            shipped[family.context_row(number)] = pair.folded_context_row()
-            shipped[family.token_row(number)] = pair.folded_token_row()
+            shipped[family.context_row(number)] = SHARPNESS * pair.folded_context_row()
+            shipped[family.token_row(number)] = SHARPNESS * pair.folded_token_row()
         return {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
         }
