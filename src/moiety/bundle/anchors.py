@@ -27,6 +27,9 @@ from moiety.bundle.papers import (
     reading,
     write_paper,
 )
+from moiety.bundle.probes import PROBE as PROBE
+from moiety.bundle.probes import PROBE_POSITIONS_MAX as PROBE_POSITIONS_MAX
+from moiety.bundle.probes import PROBE_POSITIONS_MIN as PROBE_POSITIONS_MIN
 from moiety.bundle.probes import check_states, open_probe
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 from moiety.family import FAMILIES, MATRICES, matrix_shape
@@ -44,7 +47,6 @@ PAPER = "anchor.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SAMPLE = "public/sample.jsonl.gz"
-PROBE = "public/probe.safetensors"
 _NEEDED = ("config.json", "tokenizer.json", SAMPLE, PROBE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONFIG_MAX_BYTES = 2**20
@@ -141,7 +143,7 @@ def verify_anchor(folder: Path) -> Anchor:
             raise IntegrityError(f"not the tensor the paper describes: {name}", where=folder)
         if not math.isclose(tensor.l2_norm, claim.l2_norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-9):
             raise IntegrityError(f"not the norm the paper says: {name}", where=folder)
-    with open_probe(folder / PROBE, anchor.paper, PROBE) as probe:
+    with open_probe(anchor.probe, anchor.paper) as probe:
         check_states(probe, anchor.paper)
     return replace(anchor, settled=settled)
 

@@ -14,6 +14,9 @@ from moiety.errors import FormatError, IntegrityError
 from moiety.family import ROWS
 from moiety.tensors import TensorFile, open_tensors
 
+PROBE = "public/probe.safetensors"
+"""Where it lies in an anchor's folder."""
+
 PROBE_POSITIONS_MAX = 512
 PROBE_POSITIONS_MIN = 2
 """One state has no spread."""
@@ -22,13 +25,13 @@ _SPREAD_MIN, _SPREAD_MAX = 1e-6, 1e6
 """Standard deviation of the widest coordinate; a model's states lie between 0.01 and 1,000."""
 
 
-def open_probe(path: Path, paper: AnchorPaper, name: str) -> TensorFile:
-    """The probe at ``path``, if it is the file ``name`` of the anchor's paper, and of its sizes.
+def open_probe(path: Path, paper: AnchorPaper) -> TensorFile:
+    """The probe at ``path``, if it is the one of the anchor's paper, and of its sizes.
 
     Raises:
         IntegrityError: other bytes. FormatError: not one tensor of each kind for each layer.
     """
-    claim = paper.files[name]
+    claim = paper.files[PROBE]
     probe = open_tensors(path, claim.bytes)
     try:
         if probe.digest_file() != claim.sha256:

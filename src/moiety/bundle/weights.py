@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moiety.bundle.anchors import PROBE, AnchorFacts
+from moiety.bundle.anchors import AnchorFacts
 from moiety.bundle.manifests import WEIGHTS
 from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
 from moiety.bundle.papers import Manifest, ShardFacts, TensorFacts
@@ -147,7 +147,7 @@ def _check_rows(
 ) -> list[str]:
     """How much public text the rows take, averaged over layers: refused, flagged or fine."""
     flags: list[str] = []
-    with open_probe(anchor.probe, anchor.paper, PROBE) as probe:
+    with open_probe(anchor.probe, anchor.paper) as probe:
         for kind, row_name in ROWS.items():
             shares = []
             for layer in range(manifest.num_layers):

@@ -141,7 +141,7 @@ def _check_anchor(release: Release) -> None:
     if taken != set(roster.files) & layout.TOKENIZER_FILES:
         raise IntegrityError("not the anchor's tokenizer files", where=folder)
     claims = {name: paper.files[name] for name in taken}
-    claims[layout.ANCHOR_FILES[1]] = paper.files["public/probe.safetensors"]
+    claims[layout.ANCHOR_FILES[1]] = paper.files[anchors.PROBE]
     for name, claim in claims.items():
         if roster.files[name] != claim:
             raise IntegrityError("not the anchor's file", where=folder / name)

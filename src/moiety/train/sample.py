@@ -26,11 +26,7 @@ from moiety.tensors import array_plan, write_tensors
 SAMPLE_MAX_BYTES = 16 * 2**20
 """Public text shipped with an anchor: enough that an owner's batches rarely repeat it."""
 
-PROBE_POSITIONS = 512
-"""States a layer at which a bundle's rows are tested before anybody runs it."""
-
 _POSITIONS_PER_WINDOW = 8
-_POSITIONS_MIN = 2
 
 
 def write_sample(sources: Sources, path: Path, skipped: Skipped) -> None:
@@ -71,35 +67,28 @@ def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> Non
     Per layer ``layers.N.token`` (the state itself) and ``layers.N.context`` (its mean over the
     document so far), float32 ``[N, D]``. A router row applied to them says, without running any
     model, how much of public text the row would capture.
+
+    Raises:
+        DataError: too little text.
     """
-    states = public_states(backbone, text, PROBE_POSITIONS // _POSITIONS_PER_WINDOW)
+    states = _public_states(backbone, text)
     plans = [array_plan(name, array) for name, array in sorted(states.items())]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, plans)
 
 
-def public_states(
-    backbone: Olmo2ForCausalLM, text: PackedText, num_windows: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The anchor's states on some windows of public text, always the same ones.
-
-    Returns:
-        ``layers.N.token`` and ``layers.N.context``, float32 ``[N, D]``: at most eight positions a
-        window, of its first document.
-
-    Raises:
-        DataError: too little text.
-    """
+def _public_states(backbone: Olmo2ForCausalLM, text: PackedText) -> dict[str, np.ndarray[Any, Any]]:
+    """Some windows, always the same ones; at most eight positions of each one's first document."""
     states = _ProbeStates(backbone)
-    windows = np.random.default_rng(0).permutation(text.num_windows)[:num_windows]
+    windows = np.random.default_rng(0).permutation(text.num_windows)
     places = np.linspace(8, text.window_tokens - 1, _POSITIONS_PER_WINDOW).astype(int)
-    for window in windows:
+    for window in windows[: anchors.PROBE_POSITIONS_MAX // _POSITIONS_PER_WINDOW]:
         one = text.windows([window])
         usable = places[one.documents[0, places] == one.documents[0, 0]]
         if len(usable):
             states.gather(torch.from_numpy(one.tokens[:, :-1]), usable)
     found = {name: np.concatenate(parts) for name, parts in states.parts.items()}
-    if not found or min(map(len, found.values())) < _POSITIONS_MIN:
+    if not found or min(map(len, found.values())) < anchors.PROBE_POSITIONS_MIN:
         raise DataError(
             "too little public text to tell what its states are",
             remedy="give more public text, or longer documents",
