@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import tiny
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from moiety.errors import ConfigError, DataError, FormatError
 from moiety.merge import load_release, merge
 from moiety.model import load_dense
 from moiety.train import ExpertPlan, train_expert
+from moiety.train.rows import add_fitted_rows
 
 
 @pytest.fixture
@@ -94,6 +96,24 @@ def test_the_same_run_twice_is_the_same_expert_and_another_seed_another(plan, tm
         one = dataclasses.replace(plan, out=tmp_path / name, config=config)
         made.append(train_expert(one, quiet=True).paper.expert.sha256)
     assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "fitted"), [("seed=0", 1), ("pair.row_weight=0", 0), ("data.public_share=0", 0)]
+)
+def test_what_is_shipped_has_the_fit_where_rows_are_learned(plan, monkeypatch, setting, fitted):
+    seen = []
+
+    def add(pair, *facts, **ways):
+        add_fitted_rows(pair, *facts, **ways)
+        seen.append(pair.expert_tensors())
+
+    monkeypatch.setattr("moiety.train.expert.add_fitted_rows", add)
+    done = train_expert(dataclasses.replace(plan, config=tiny.settings(setting)), quiet=True)
+    assert len(seen) == fitted
+    for tensors in seen:
+        shipped = load_file(done.folder / "expert.safetensors")
+        assert all(torch.equal(shipped[name], tensors[name]) for name in tensors)
 
 
 def test_held_out_text_may_be_named(plan, tmp_path):

@@ -20,13 +20,15 @@ def logits(backbone, tokens):
 
 
 def random_pair(bench, *way):
-    """A pair whose every trainable tensor is random, and which routes as what it ships."""
+    """A pair of which everything that is shipped is random, what is added to its rows too."""
     pair = bench.pair(tiny.settings(*way))
-    pair.sharpen()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, parameter in sorted(pair.trainable().items()):
             parameter.normal_(std=0.2, generator=generator)
+    for layer in pair.layers:
+        sizes = tiny.WIDTH + 1, tiny.WIDTH
+        layer.add_rows(*(0.2 * torch.randn(size, generator=generator) for size in sizes))
     return pair
 
 
@@ -134,14 +136,20 @@ def test_alone_the_anchor_runs_and_the_rows_read_its_states(bench):
     assert (logits(pair.backbone, tokens) - expected).abs().max() > 0.05
 
 
-def test_rows_answer_twice_as_sharply_when_they_are_shipped(bench):
+def test_what_is_added_to_the_rows_adds_to_their_answers(bench):
     pair, tokens = random_pair(bench), tiny.random_tokens(2, 12)
+    layer = pair.layers[0]  # the states of the others depend on its answer
+    row, bias = torch.randn(tiny.WIDTH), 0.7
+    states = []
+    layer.register_forward_pre_hook(lambda _m, inputs: states.append(inputs[0]))
     logits(pair.backbone, tokens)
-    first = pair.layers[0]  # the states of the others depend on its answer
-    sharp = first.context_BT.clone(), first.token_BT.clone()
-    first.sharpness = 1.0
+    before = layer.context_BT.clone(), layer.token_BT.clone()
+    layer.add_rows(torch.cat([row, torch.tensor([bias])]), row)
     logits(pair.backbone, tokens)
-    torch.testing.assert_close((2 * first.context_BT, 2 * first.token_BT), sharp)
+    more = states[0] @ row
+    mean = more.cumsum(dim=1) / torch.arange(1, 13) + bias
+    torch.testing.assert_close(layer.token_BT, before[1] + more, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.context_BT, before[0] + mean, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rows_own_loss_trains_rows_and_nothing_else(bench):

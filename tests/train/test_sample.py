@@ -106,7 +106,7 @@ def nearest(found, every):
 
 
 def states_by_hand(backbone, text):
-    """Every state of every window that a probe may take: in the window's first document."""
+    """Every state at a real position of every window, and the means over documents so far."""
     found, kept = {}, []
     for layer in backbone.model.layers:
         layer.mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0][0]))
@@ -115,14 +115,15 @@ def states_by_hand(backbone, text):
         kept.clear()
         with torch.inference_mode():
             backbone(input_ids=torch.from_numpy(one.tokens[:, :-1]), use_cache=False)
-        real = int((one.documents[0, :-1] == one.documents[0, 0]).sum())
-        for layer, states in enumerate(kept):
-            means = torch.stack([states[: at + 1].mean(0) for at in range(real)])
-            found.setdefault((layer, "token"), []).append(states[:real])
-            found.setdefault((layer, "context"), []).append(means)
-    return {key: torch.cat(parts) for key, parts in found.items()}
+        documents = one.documents[0, :-1].tolist()
+        for at in (at for at, document in enumerate(documents) if document >= 0):
+            begin = documents.index(documents[at])
+            for layer, states in enumerate(kept):
+                found.setdefault((layer, "token"), []).append(states[at])
+                found.setdefault((layer, "context"), []).append(states[begin : at + 1].mean(0))
+    return {key: torch.stack(parts) for key, parts in found.items()}
 
 
-def test_the_probe_never_sees_padding_or_a_second_document(tiny_anchor):
+def test_the_probe_holds_nothing_that_is_not_a_number(tiny_anchor):
     probe = load_file(tiny_anchor / anchors.PROBE)
     assert all(torch.isfinite(states).all() for states in probe.values())

@@ -35,12 +35,14 @@ def test_a_folded_row_is_the_row_of_whitened_states(count, centred):
     states = states_of(count, 24)
     whitening = Whitening(states, centred=centred)
     centre, root = by_hand(states, centred)
-    row = torch.randn(24, generator=torch.Generator().manual_seed(1))
+    row = torch.randn(25, generator=torch.Generator().manual_seed(1))
     seen = states_of(50, 24, seed=2).double()
-    whitened = (seen - centre) @ root @ row.double()
-    folded = whitening.fold(row).double()
-    found = seen @ folded - whitening.centre_D.double() @ folded
+    whitened = (seen - centre) @ root @ row[:24].double() + (float(row[24]) if centred else 0)
+    folded = whitening.fold(row if centred else row[:24]).double()
+    found = seen @ folded[:24] + (folded[24] if centred else 0)
     torch.testing.assert_close(found, whitened, rtol=1e-3, atol=1e-3)
+    found = whitening(seen.float()).double()
+    torch.testing.assert_close(found, (seen - centre) @ root, rtol=1e-3, atol=1e-3)
 
 
 def test_without_a_centre_the_origin_stays():
@@ -49,8 +51,8 @@ def test_without_a_centre_the_origin_stays():
 
 def test_a_gradient_reaches_the_row_and_nothing_of_the_whitening():
     whitening = Whitening(states_of(60, 8), centred=True)
-    row = torch.zeros(8, requires_grad=True)
-    (whitening.fold(row) @ torch.ones(8)).backward()
+    row = torch.zeros(9, requires_grad=True)
+    (whitening.fold(row) @ torch.ones(9)).backward()
     assert row.grad is not None
     assert row.grad.abs().min() > 0
     assert not list(whitening.parameters())
@@ -62,7 +64,7 @@ def test_every_owner_of_an_anchor_whitens_alike(bench):
     for seed in (1, 2):
         for number, layer in enumerate(bench.pair(tiny.settings(f"seed={seed}")).layers):
             centre, root = by_hand(probe[f"layers.{number}.context"], True)
-            found = layer.context_whitening.fold(torch.ones(tiny.WIDTH)).double()
+            found = layer.context_whitening.fold(torch.ones(tiny.WIDTH + 1))[:-1].double()
             expected = root @ torch.ones(tiny.WIDTH, dtype=torch.double)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(layer.context_whitening.centre_D.double(), centre)

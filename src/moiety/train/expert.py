@@ -32,6 +32,7 @@ from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
+from moiety.train.rows import add_fitted_rows
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3
@@ -109,7 +110,8 @@ def _train(
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
-    pair.sharpen()
+    if config.pair.row_weight and config.data.public_share:
+        add_fitted_rows(pair, texts.own, texts.public, compute, quiet=quiet)
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
     result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,17 @@ def judge_backbone(
         nats_BT = token_nats(backbone, tokens_BT[:, :-1], tokens_BT[:, 1:])
         return nats_BT.float().cpu().numpy()
 
+    with evaluating(backbone), precision or nullcontext():
+        return text.judge(score, max_tokens=max_tokens)
+
+
+@contextmanager
+def evaluating(backbone: Olmo2ForCausalLM) -> Iterator[None]:
+    """The backbone as it is used, not trained, until the block ends."""
     training = backbone.training
     backbone.eval()
     try:
-        with precision or nullcontext():
-            return text.judge(score, max_tokens=max_tokens)
+        with torch.inference_mode():
+            yield
     finally:
         backbone.train(training)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -71,6 +73,15 @@ class RunLog:
         self._file.flush()
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
+
+
+@contextmanager
+def counting(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar for work that is not a run's steps; what it yields moves it on."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda more: bar.advance(task, more)
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -9,7 +9,8 @@ the anchor's row is zero for everybody, ratios of owners who never met can be co
 
 Rows are learned in whitened coordinates, and on the owner's text as the pair sees it and as the
 anchor alone sees it: in a merged model the states of one layer are not yet those of the right
-expert when the next layer has to decide.
+expert when the next layer has to decide. When the expert stands still a fitted row is added to each
+(``moiety.train.rows``).
 
 Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
 (docs/architecture.md).
@@ -28,10 +29,6 @@ from transformers import Olmo2ForCausalLM
 from moiety import family
 from moiety.model import Borders, running_mean
 from moiety.train.whitening import Whitening
-
-SHARPNESS = 2.0
-"""Factor on the rows when they are shipped. Training stops before rows are as sure as their
-evidence, and among a release's experts a row needs to be surer than in a pair (docs/log.md)."""
 
 
 class FullExpert(nn.Module):
@@ -103,9 +100,11 @@ class PairLayer(nn.Module):
     rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
 
     ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
-    the context row is its bias. While ``alone`` is set only the anchor's block runs. ``sharpness``
-    multiplies both rows' logits.
+    the context row is its bias. While ``alone`` is set only the anchor's block runs.
     """
+
+    added_context: Tensor
+    added_token: Tensor
 
     def __init__(
         self,
@@ -121,8 +120,9 @@ class PairLayer(nn.Module):
         width = context.centre_D.shape[0]
         self.context_row = nn.Parameter(torch.zeros(width + 1))
         self.token_row = nn.Parameter(torch.zeros(width))
+        self.register_buffer("added_context", torch.zeros(width + 1), persistent=False)
+        self.register_buffer("added_token", torch.zeros(width), persistent=False)
         self.alone = False
-        self.sharpness = 1.0
         self.borders: Borders | None = None
         self.context_BT = self.token_BT = torch.empty(0)
 
@@ -132,7 +132,7 @@ class PairLayer(nn.Module):
         seen = hidden.detach()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            self.token_BT = self.sharpness * (seen @ self.folded_token_row())
+            self.token_BT = seen @ self.folded_token_row()
             row = self.folded_context_row()
             self.context_BT = self._evidence(seen, row)
             share_BT = self._evidence(hidden, row).sigmoid()
@@ -148,17 +148,20 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor, row: Tensor) -> Tensor:
         # The bias is added to each score, not to their mean: they sum up to less, so more exactly.
         scores_BT = hidden_BTD @ row[:-1] + row[-1]
-        return self.sharpness * running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
+        return running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
 
     def folded_context_row(self) -> Tensor:
         """The context row for raw states, its bias last, ``[D + 1]``."""
-        row_D = self.context_whitening.fold(self.context_row[:-1])
-        bias = self.context_row[-1] - self.context_whitening.centre_D @ row_D
-        return torch.cat([row_D, bias[None]])
+        return self.context_whitening.fold(self.context_row) + self.added_context
 
     def folded_token_row(self) -> Tensor:
         """The token row for raw states, ``[D]``."""
-        return self.token_whitening.fold(self.token_row)
+        return self.token_whitening.fold(self.token_row) + self.added_token
+
+    def add_rows(self, context: Tensor, token: Tensor) -> None:
+        """Adds to the rows for raw states: ``context`` [D + 1], its bias last, ``token`` [D]."""
+        self.added_context += context.to(self.added_context)
+        self.added_token += token.to(self.added_token)
 
 
 class Pair:
@@ -200,11 +203,6 @@ class Pair:
         for layer in self.layers:
             layer.borders = borders
 
-    def sharpen(self) -> None:
-        """From now on the pair routes as what it ships will."""
-        for layer in self.layers:
-            layer.sharpness = SHARPNESS
-
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Until the block ends the anchor runs alone: its states, and the rows' logits on them."""
@@ -229,12 +227,12 @@ class Pair:
         return (loss_LBT * balance_BT).sum() / logits_LBT.shape[0]
 
     def expert_tensors(self) -> dict[str, Tensor]:
-        """What a bundle ships: float32, on the CPU; whitening and sharpness are in the rows."""
+        """What a bundle ships: float32, on the CPU; the whitening is in the rows."""
         shipped: dict[str, Tensor] = {}
         for number, pair in enumerate(self.layers):
             shipped.update(pair.expert.tensors(number))
-            shipped[family.context_row(number)] = SHARPNESS * pair.folded_context_row()
-            shipped[family.token_row(number)] = SHARPNESS * pair.folded_token_row()
+            shipped[family.context_row(number)] = pair.folded_context_row()
+            shipped[family.token_row(number)] = pair.folded_token_row()
         return {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
         }

@@ -1,6 +1,6 @@
 """The public sample that goes with an anchor, and the states at which router rows are probed.
 
-Legend: N probe position, T position, D width.
+Legend: N probe position, D width.
 """
 
 from __future__ import annotations
@@ -9,24 +9,21 @@ import gzip
 import heapq
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors
 from moiety.data import PackedText, Skipped, Sources
 from moiety.errors import DataError
 from moiety.files import digest_bytes
-from moiety.model import running_mean
 from moiety.tensors import array_plan, write_tensors
+from moiety.train.states import gather_states
 
 SAMPLE_MAX_BYTES = 16 * 2**20
 """Public text shipped with an anchor: enough that an owner's batches rarely repeat it."""
 
-_POSITIONS_PER_WINDOW = 8
+_WINDOWS = 64
+"""Windows that the probe is taken from."""
 
 
 def write_sample(sources: Sources, path: Path, skipped: Skipped) -> None:
@@ -71,54 +68,12 @@ def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> Non
     Raises:
         DataError: too little text.
     """
-    states = _public_states(backbone, text)
-    plans = [array_plan(name, array) for name, array in sorted(states.items())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, plans)
-
-
-def _public_states(backbone: Olmo2ForCausalLM, text: PackedText) -> dict[str, np.ndarray[Any, Any]]:
-    """Some windows, always the same ones; at most eight positions of each one's first document."""
-    states = _ProbeStates(backbone)
-    windows = np.random.default_rng(0).permutation(text.num_windows)
-    places = np.linspace(8, text.window_tokens - 1, _POSITIONS_PER_WINDOW).astype(int)
-    for window in windows[: anchors.PROBE_POSITIONS_MAX // _POSITIONS_PER_WINDOW]:
-        one = text.windows([window])
-        usable = places[one.documents[0, places] == one.documents[0, 0]]
-        if len(usable):
-            states.gather(torch.from_numpy(one.tokens[:, :-1]), usable)
-    found = {name: np.concatenate(parts) for name, parts in states.parts.items()}
-    if not found or min(map(len, found.values())) < anchors.PROBE_POSITIONS_MIN:
+    states = gather_states(backbone, text, _WINDOWS, anchors.PROBE_POSITIONS_MAX // _WINDOWS)
+    if len(states["layers.0.token"]) < anchors.PROBE_POSITIONS_MIN:
         raise DataError(
             "too little public text to tell what its states are",
             remedy="give more public text, or longer documents",
         )
-    return found
-
-
-class _ProbeStates:
-    def __init__(self, backbone: Olmo2ForCausalLM) -> None:
-        self.backbone = backbone
-        self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-
-    def gather(self, tokens_BT: Tensor, places: np.ndarray[Any, Any]) -> None:
-        hooks = [
-            layer.mlp.register_forward_pre_hook(self._keeper(number, places))
-            for number, layer in enumerate(self.backbone.model.layers)
-        ]
-        try:
-            with torch.inference_mode():
-                self.backbone.model(input_ids=tokens_BT.to(self.backbone.device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _keeper(self, number: int, places: np.ndarray[Any, Any]) -> Any:
-        def keep(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-            hidden_BTD = inputs[0].float()
-            mean_BTD = running_mean(hidden_BTD)
-            for name, states in (("token", hidden_BTD), ("context", mean_BTD)):
-                kept = states[0, places].cpu().numpy()
-                self.parts.setdefault(f"layers.{number}.{name}", []).append(kept)
-
-        return keep
+    plans = [array_plan(name, tensor.numpy()) for name, tensor in sorted(states.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, plans)

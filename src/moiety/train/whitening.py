@@ -5,8 +5,8 @@ Legend: N state of public text, D width, K direction that was seen.
 A row is a linear discriminant between an owner's text and public text. Trained on raw states it
 follows the few directions in which any two texts differ most, so it answers to other owners' text
 as well. Trained on whitened states it finds what is particular to its own. The states are the
-anchor's probe, so every owner whitens alike and nothing private is used. What is shipped is an
-ordinary row of raw states: the whitening is folded in.
+anchor's on public text, so nothing private is used. What is shipped is an ordinary row of raw
+states: the whitening is folded in.
 
 Source: whitened by the background, a least-squares or early-stopped logistic row is Fisher's
 linear discriminant (Hastie, Tibshirani, Friedman, *The Elements of Statistical Learning*, 4.3).
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 SHRINKAGE = 0.1
-"""Added to the variance of every direction, as a share of the mean variance: 512 states of a wide
-model do not know the narrow directions, and those must not be blown up."""
+"""Added to the variance of every direction, as a share of the mean variance: 2,048 states of a
+wide model do not know the narrow directions, and those must not be blown up."""
 
 
 class Whitening(nn.Module):
@@ -35,19 +35,45 @@ class Whitening(nn.Module):
 
     def __init__(self, states_ND: Tensor, *, centred: bool) -> None:
         super().__init__()
+        self.centred = centred
         states_ND = states_ND.detach().double()
         centre_D = states_ND.mean(dim=0) * float(centred)
-        _, sizes_K, directions_KD = torch.linalg.svd(states_ND - centre_D, full_matrices=False)
-        variance_K = sizes_K**2 / states_ND.shape[0]
+        directions_DK, variance_K = _principal(states_ND - centre_D)
         least = SHRINKAGE * variance_K.sum() / states_ND.shape[1]
         floor = least.rsqrt()
         # W is the floor everywhere, and in the directions that were seen what is beyond it.
         beyond_K = (variance_K + least).rsqrt() - floor
-        tensors = {"centre_D": centre_D, "directions_DK": directions_KD.T, "beyond_K": beyond_K}
+        tensors = {"centre_D": centre_D, "directions_DK": directions_DK, "beyond_K": beyond_K}
         for name, tensor in (tensors | {"floor": floor}).items():
             self.register_buffer(name, tensor.float().contiguous(), persistent=False)
 
-    def fold(self, row_D: Tensor) -> Tensor:
-        """The row of raw states that gives ``row_D . W x``, ``[D]``."""
-        seen_K = self.beyond_K * (row_D @ self.directions_DK)
-        return self.floor * row_D + self.directions_DK @ seen_K
+    def forward(self, states_ND: Tensor) -> Tensor:
+        """The states in these coordinates, ``[N, D]``."""
+        return self._turned(states_ND - self.centre_D)
+
+    def fold(self, row: Tensor) -> Tensor:
+        """The row of raw states that answers like ``row`` does in these coordinates.
+
+        ``[D + 1]``, the bias last, where centred; ``[D]`` where not.
+        """
+        if not self.centred:
+            return self._turned(row)
+        row_D = self._turned(row[:-1])
+        return torch.cat([row_D, (row[-1] - self.centre_D @ row_D)[None]])
+
+    def _turned(self, x_ND: Tensor) -> Tensor:
+        seen_NK = self.beyond_K * (x_ND @ self.directions_DK)
+        return self.floor * x_ND + seen_NK @ self.directions_DK.T
+
+
+def _principal(states_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions ``[D, K]`` and the variance in each, from the smaller of the two products."""
+    count, width = states_ND.shape
+    if count >= width:
+        variance_K, directions_DK = torch.linalg.eigh(states_ND.T @ states_ND / count)
+        return directions_DK, variance_K.clamp(min=0)
+    variance_K, mixes_NK = torch.linalg.eigh(states_ND @ states_ND.T / count)
+    directions_DK = states_ND.T @ mixes_NK
+    # A direction that was not seen has no length to divide by; it stays where it is, at the floor.
+    lengths_K = directions_DK.norm(dim=0)
+    return directions_DK / lengths_K.clamp(min=1e-9 * lengths_K.max()), variance_K.clamp(min=0)

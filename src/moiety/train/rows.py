@@ -1,0 +1,207 @@
+"""What a fit adds to router rows when the expert stands still.
+
+Legend: N state, D width.
+
+Beside the expert a row takes a few hundred noisy steps and keeps their noise. When training ends
+a second row is fitted to convergence: the logistic regression "mine against public", on states of
+both kinds of text, each seen both ways a merged model may see it: as the owner's pair does, and as
+the anchor alone does, because in a merged model the first layers have not yet chosen the right
+expert when the next one decides. What is shipped is the sum of the two rows. They err in different
+ways, and together they are better than either (docs/decisions/0016-a-fitted-row-is-added.md).
+
+How steep a row is matters among several experts. Text far from all public text is claimed by every
+row that leans its way, and its own row wins only if it is the steeper one; but a row as steep as
+the distance (Fisher's) claims what lies half-way. So the norm goes by the root of the distance of
+the owner's text, in whitened coordinates: measured, not derived (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moiety.data import PackedText
+from moiety.errors import StateError
+from moiety.family import ROWS
+from moiety.model import Borders
+from moiety.train.compute import Compute
+from moiety.train.log import counting
+from moiety.train.pair import Pair
+from moiety.train.states import gather_states
+from moiety.train.whitening import Whitening
+
+FIT_WINDOWS = 300
+FIT_POSITIONS = 8
+"""Windows of each kind of text, seen each way, and positions of each, that rows are fitted on."""
+
+NORM = {"context": 0.5, "token": 1.0}
+"""Of the added row, in roots of the distance; a token row sees one state and can do with more."""
+
+SHARPNESS = {"context": 2.0, "token": 3.0}
+"""A row is fitted at its norm over this: a blunter fit has the better direction."""
+
+_ITERATIONS = 200
+
+States = Mapping[str, Tensor]
+"""``layers.N.context`` and ``layers.N.token``, ``[N, D]``."""
+
+
+def add_fitted_rows(
+    pair: Pair, own: PackedText, public: PackedText, compute: Compute, *, quiet: bool = False
+) -> None:
+    """Adds to every row of the pair one that is fitted to the two texts.
+
+    Raises:
+        StateError: the pair's states are no numbers.
+    """
+    texts = own, public
+    total = 2 * sum(min(text.num_windows, FIT_WINDOWS) for text in texts)
+    with counting("fitting the router rows", total, quiet=quiet) as seen:
+        with pair.alone():
+            alone = _see(pair, texts, compute, seen, seed=0)
+        # Other windows than before: the same ones again would say less.
+        ways = (alone, _see(pair, texts, compute, seen, seed=1))
+    for number, layer in enumerate(pair.layers):
+        rows = {}
+        for kind in ROWS:
+            name = f"layers.{number}.{kind}"
+            mine, others = ([way[text][name] for way in ways] for text in (0, 1))
+            whitening = Whitening(alone[1][name], centred=kind == "context")
+            rows[kind] = fit_row(
+                mine, others, whitening, norm=NORM[kind], sharpness=SHARPNESS[kind]
+            )
+        layer.add_rows(**rows)
+
+
+def _see(
+    pair: Pair,
+    texts: Sequence[PackedText],
+    compute: Compute,
+    seen: Callable[[int], None],
+    *,
+    seed: int,
+) -> tuple[States, ...]:
+    """Each text's states, as the pair now routes."""
+
+    def before(documents_BT: Tensor) -> None:
+        pair.set_borders(Borders.from_documents(documents_BT))
+        seen(len(documents_BT))
+
+    sizes = FIT_WINDOWS, FIT_POSITIONS
+    return tuple(
+        gather_states(
+            pair.backbone, text, *sizes, seed=seed, before=before, precision=compute.autocast()
+        )
+        for text in texts
+    )
+
+
+def fit_row(
+    own: Sequence[Tensor],
+    public: Sequence[Tensor],
+    whitening: Whitening,
+    *,
+    norm: float,
+    sharpness: float,
+) -> Tensor:
+    """One row for raw states: ``[D + 1]`` with a bias, which is its last number, ``[D]`` without.
+
+    ``own`` and ``public`` are raw states, ``[N, D]`` for each way of seeing the text; every way has
+    the same weight. ``norm`` is that of the row in whitened coordinates, in roots of the distance
+    of the texts (in distances, where they are below one); it is fitted at that over ``sharpness``.
+    Deterministic.
+
+    Raises:
+        StateError: states that are no numbers.
+    """
+    mine, others = (_whitened(kind, whitening) for kind in (own, public))
+    apart_D = _mean(mine) - _mean(others)
+    distance = _distance(mine, others)
+    blunt_norm = norm / sharpness * torch.minimum(distance, distance.sqrt())
+    turn_D = functional.normalize(apart_D, dim=0).requires_grad_()
+    bias_1 = torch.zeros(1, dtype=turn_D.dtype, requires_grad=whitening.centred)
+    free = [turn_D, bias_1] if whitening.centred else [turn_D]
+    problem = _Problem.of(mine, others)
+
+    def blunt() -> Tensor:
+        row_D: Tensor = blunt_norm * functional.normalize(turn_D, dim=0)
+        return row_D
+
+    optimizer = torch.optim.LBFGS(free, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = problem.loss(blunt(), bias_1)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    found = sharpness * torch.cat([blunt(), *free[1:]]).detach()
+    if not found.isfinite().all():
+        raise StateError("a router row could not be fitted: not a number")
+    return whitening.fold(found.float())
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """States, 1 where they are of own text, and their weights, which add up to one."""
+
+    states_ND: Tensor
+    mine_N: Tensor
+    weights_N: Tensor
+
+    @classmethod
+    def of(cls, mine: Sequence[Tensor], others: Sequence[Tensor]) -> _Problem:
+        states_ND = torch.cat([*mine, *others])
+        mine_N = torch.zeros_like(states_ND[:, 0])
+        mine_N[: sum(map(len, mine))] = 1
+        weights = [
+            torch.full_like(states[:, 0], 0.5 / len(kind) / len(states))
+            for kind in (mine, others)
+            for states in kind
+        ]
+        return cls(states_ND, mine_N, torch.cat(weights))
+
+    def loss(self, row_D: Tensor, bias_1: Tensor) -> Tensor:
+        """Binary cross-entropy."""
+        logits_N = self.states_ND @ row_D + bias_1
+        return functional.binary_cross_entropy_with_logits(
+            logits_N, self.mine_N, self.weights_N, reduction="sum"
+        )
+
+
+def _whitened(ways: Sequence[Tensor], whitening: Whitening) -> list[Tensor]:
+    return [whitening(states_ND).double() for states_ND in ways]
+
+
+def _mean(ways: Sequence[Tensor]) -> Tensor:
+    return torch.stack([states_ND.mean(dim=0) for states_ND in ways]).mean(dim=0)
+
+
+def _distance(mine: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Between the means of two texts; zero where there is too little to tell.
+
+    States come window by window, so their halves are different text. The product of the halves'
+    differences has no bias, where a plain norm would grow with every direction that little text
+    leaves uncertain, and give the steepest row to the owner with the least text.
+    """
+    if min(map(len, [*mine, *others])) < 2:
+        return mine[0].new_zeros(())
+    halves = [
+        _mean([part(states_ND) for states_ND in mine])
+        - _mean([part(states_ND) for states_ND in others])
+        for part in (_first_half, _second_half)
+    ]
+    return (halves[0] @ halves[1]).clamp(min=0).sqrt()
+
+
+def _first_half(states_ND: Tensor) -> Tensor:
+    return states_ND[: len(states_ND) // 2]
+
+
+def _second_half(states_ND: Tensor) -> Tensor:
+    return states_ND[len(states_ND) // 2 :]

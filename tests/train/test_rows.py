@@ -1,0 +1,158 @@
+"""Fitted rows against what a logistic regression must satisfy, and against known cases.
+
+``fit_row`` gives rows of raw states; ``unfolded`` takes them back, without what made them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests import tiny
+from torch.nn import functional
+
+from moiety import family
+from moiety.errors import StateError
+from moiety.train.compute import resolve_compute
+from moiety.train.rows import add_fitted_rows, fit_row
+from moiety.train.whitening import Whitening
+
+WIDTH = 12
+NORM = 0.7
+SIZES = {"norm": NORM, "sharpness": 2.0}
+
+
+def cloud(seed, count=3000, centre=0.0, spread=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return centre + spread * torch.randn(count, WIDTH, generator=generator)
+
+
+def shifted(direction, distance):
+    return functional.normalize(torch.tensor(direction, dtype=torch.float), dim=0) * distance
+
+
+AXES = [1.0, -1.0] + [0.0] * (WIDTH - 2)
+
+
+def loss_of(row, bias, own, public, whitening):
+    """Cross-entropy, half of it own text and half public, summed one state at a time."""
+    total = 0.0
+    for states, sign in ((own, -1), (public, 1)):
+        logits = whitening(states).double() @ row + bias
+        total += 0.5 * float(torch.log1p(torch.exp(sign * logits)).mean())
+    return total
+
+
+def unfolded(row, whitening):
+    """Norm and direction in whitened coordinates, and the bias there (0 where there is none)."""
+    if not whitening.centred:
+        row = torch.cat([row, torch.zeros(1)])
+    axes = torch.eye(WIDTH) + whitening.centre_D
+    root = whitening(axes).double()  # symmetric
+    return torch.linalg.solve(root, row[:-1].double()), float(
+        row[-1] + whitening.centre_D @ row[:-1]
+    )
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("distance", [1.5, 5.0])
+def test_no_row_of_the_same_norm_fits_better(biased, distance):
+    public, own = cloud(1), cloud(2, centre=shifted(AXES, distance), spread=1.3)
+    whitening = Whitening(public, centred=biased)
+    row, bias = unfolded(fit_row([own], [public], whitening, **SIZES) / 2.0, whitening)
+    best = loss_of(row, bias, own, public, whitening)
+    generator = torch.Generator().manual_seed(3)
+    for size in (1e-2, 0.1, 0.5):
+        for _ in range(20):
+            other = row + size * torch.randn(WIDTH, generator=generator, dtype=torch.double)
+            other = other * row.norm() / other.norm()
+            assert loss_of(other, bias, own, public, whitening) > best
+        if biased:
+            assert loss_of(row, bias + size, own, public, whitening) > best
+            assert loss_of(row, bias - size, own, public, whitening) > best
+
+
+def test_equally_wide_clouds_are_parted_half_way_along_the_line_between_them():
+    public, own = cloud(1, 20_000), cloud(2, 20_000, centre=shifted(AXES, 3))
+    row = fit_row([own], [public], Whitening(public, centred=True), **SIZES)
+    along = functional.cosine_similarity(row[:-1], shifted(AXES, 1), dim=0)
+    assert float(along) > 0.995
+    assert abs(float(row[:-1] @ shifted(AXES, 1.5) + row[-1])) < 0.1
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0, 20.0])
+def test_its_norm_goes_by_the_root_of_the_distance_and_never_above_it(distance):
+    public, own = cloud(1), cloud(2, centre=shifted(AXES, distance))
+    whitening = Whitening(public, centred=True)
+    apart = [
+        (whitening(own)[half] - whitening(public)[half]).mean(dim=0)
+        for half in (slice(0, 1500), slice(1500, 3000))
+    ]
+    expected = float(apart[0] @ apart[1]) ** 0.5
+    row, _ = unfolded(fit_row([own], [public], whitening, **SIZES), whitening)
+    assert float(row.norm()) == pytest.approx(NORM * min(expected, expected**0.5), rel=1e-4)
+
+
+def test_little_text_does_not_make_a_steep_row():
+    """Sixteen states of each of four windows of public text are no evidence of anything."""
+    public = cloud(1)
+    whitening = Whitening(public, centred=True)
+    norms = []
+    for seed in range(20):
+        own = cloud(100 + seed, 4).repeat_interleave(16, dim=0)
+        norms.append(
+            float(unfolded(fit_row([own], [public], whitening, **SIZES), whitening)[0].norm())
+        )
+    assert norms.count(0.0) >= 5, "an estimate without bias is as often below zero as above"
+    assert sum(norms) / len(norms) < 0.8 * NORM, "the plain distance is 1.7"
+
+
+def test_every_way_of_seeing_a_text_has_the_same_weight():
+    public, own = cloud(1), cloud(2, centre=shifted(AXES, 2))
+    moved = cloud(4, 300, centre=shifted(AXES[::-1], 2))
+    whitening = Whitening(public, centred=True)
+    few = fit_row([own, moved], [public, public], whitening, **SIZES)
+    many = fit_row([own, moved.repeat(10, 1)], [public, public], whitening, **SIZES)
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
+    one = fit_row([own], [public], whitening, **SIZES)
+    assert float((few - one).norm()) > 0.05
+    assert torch.equal(few, fit_row([own, moved], [public, public], whitening, **SIZES))
+
+
+def test_text_that_cannot_be_told_from_public_text_gets_hardly_a_row():
+    public, own = cloud(1), cloud(2)
+    row = fit_row([own], [public], Whitening(public, centred=True), **SIZES)
+    assert float(row.norm()) < 0.15 * NORM
+
+
+def test_states_that_are_no_numbers_are_refused():
+    public, own = cloud(1), cloud(2)
+    own[5, 3] = float("nan")
+    with pytest.raises(StateError, match="not a number"):
+        fit_row([own], [public], Whitening(public, centred=True), **SIZES)
+
+
+def test_every_row_of_a_pair_gets_its_fit_and_nothing_else_changes(bench, monkeypatch):
+    pair = bench.pair(tiny.settings())
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, parameter in sorted(pair.trainable().items()):
+            parameter.normal_(std=0.2, generator=generator)
+    before = pair.expert_tensors()
+    fits = []
+
+    def fit(own, public, whitening, **sizes):
+        fits.append((own, public, fit_row(own, public, whitening, **sizes)))
+        return fits[-1][2]
+
+    monkeypatch.setattr("moiety.train.rows.fit_row", fit)
+    compute = resolve_compute(tiny.settings().compute, 1)
+    add_fitted_rows(pair, bench.texts.own, bench.texts.public, compute)
+    after = pair.expert_tensors()
+    rows = [row(layer) for layer in range(tiny.LAYERS) for row in family.ROWS.values()]
+    for name, (*_, fitted) in zip(rows, fits, strict=True):
+        torch.testing.assert_close(after.pop(name), before.pop(name) + fitted)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    for own, public, _ in fits[2:]:
+        for alone, beside in (own, public):  # both ways, and from the second layer on they differ
+            assert abs(float((alone.mean(dim=0) - beside.mean(dim=0)).norm())) > 0.01
+    assert not pair.layers[0].alone

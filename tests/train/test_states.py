@@ -1,0 +1,53 @@
+"""States gathered for the rows: those of real positions, as the backbone now sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests import tiny
+from tests.train.test_sample import nearest, states_by_hand
+
+from moiety.model import Borders
+from moiety.train.states import gather_states
+
+
+def test_they_are_the_states_of_real_positions_and_their_means(bench):
+    pair = bench.pair(tiny.settings())
+    text = bench.texts.own_heldout
+    found = gather_states(pair.backbone, text, 5, 7)
+    every = states_by_hand(pair.backbone, text)
+    chosen = text.windows(np.random.default_rng(0).permutation(text.num_windows)[:5])
+    real = (chosen.documents[:, 8:-1] >= 0).sum(axis=1)
+    for layer in range(tiny.LAYERS):
+        for kind in ("token", "context"):
+            assert len(found[f"layers.{layer}.{kind}"]) == np.minimum(real, 7).sum()
+            assert float(nearest(found[f"layers.{layer}.{kind}"], every[layer, kind]).max()) < 1e-4
+
+
+def test_the_same_ones_every_time_and_every_one_once(bench):
+    backbone = bench.pair(tiny.settings()).backbone
+    one, two = (gather_states(backbone, bench.texts.own, 5, 7) for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = gather_states(backbone, bench.texts.own, 5, 7, seed=1)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    states = one["layers.1.context"]
+    assert len(torch.unique(states, dim=0)) == len(states)
+    assert not states.is_inference(), "rows are trained on them"
+
+
+def test_a_pair_is_told_the_borders_and_seen_as_it_routes(bench):
+    pair = bench.pair(tiny.settings())
+    alone = gather_states(pair.backbone, bench.texts.own, 5, 7)
+    with torch.no_grad():
+        for _, parameter in sorted(pair.trainable().items()):
+            parameter.normal_(std=0.3)
+    told = []
+
+    def tell(documents):
+        told.append(documents)
+        pair.set_borders(Borders.from_documents(documents))
+
+    beside = gather_states(pair.backbone, bench.texts.own, 5, 7, before=tell)
+    assert [documents.shape for documents in told] == [(5, 32)]
+    assert torch.equal(alone["layers.0.token"], beside["layers.0.token"])
+    assert float((alone["layers.1.token"] - beside["layers.1.token"]).abs().max()) > 0.01
