@@ -315,6 +315,21 @@ def test_a_process_stopped_by_every_signal_and_resumed(tiny_anchor, uninterrupte
     assert log_of(run) == log_of(whole)
 
 
+def test_stopped_when_the_rows_are_fitted(tiny_anchor, uninterrupted, tmp_path, monkeypatch):
+    text, whole = uninterrupted
+    run = tmp_path / "run"
+
+    def stopped(*_given, **_sizes):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moiety.train.rows.fit_row", stopped)
+        assert moiety(command(tiny_anchor, text, run)) == 130
+    assert not (run / "run.json").exists()
+    assert moiety(command(tiny_anchor, text, run, "--resume")) == 0
+    assert (run / "expert.safetensors").read_bytes() == (whole / "expert.safetensors").read_bytes()
+
+
 def test_a_finished_run_is_not_trained_again(tiny_anchor, uninterrupted, capsys):
     text, whole = uninterrupted
     before = (whole / "run.json").read_bytes()

@@ -110,7 +110,7 @@ def _train(
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
-    if config.pair.row_weight and config.data.public_share:
+    if config.pair.row_weight and round(config.data.public_share * config.batch.windows):
         add_fitted_rows(pair, texts.own, texts.public, compute, quiet=quiet)
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")

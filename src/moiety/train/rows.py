@@ -17,8 +17,8 @@ the owner's text, in whitened coordinates: measured, not derived (docs/log.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from moiety.model import Borders
 from moiety.train.compute import Compute
 from moiety.train.log import counting
 from moiety.train.pair import Pair
-from moiety.train.states import gather_states
+from moiety.train.states import Gathered, gather_states
 from moiety.train.whitening import Whitening
 
 FIT_WINDOWS = 300
@@ -46,8 +46,13 @@ SHARPNESS = {"context": 2.0, "token": 3.0}
 
 _ITERATIONS = 200
 
-States = Mapping[str, Tensor]
-"""``layers.N.context`` and ``layers.N.token``, ``[N, D]``."""
+
+@dataclass(frozen=True)
+class Seen:
+    """States of one text seen one way, and the window each comes from: ``[N, D]`` and ``[N]``."""
+
+    states_ND: Tensor
+    windows_N: Tensor
 
 
 def add_fitted_rows(
@@ -60,17 +65,20 @@ def add_fitted_rows(
     """
     texts = own, public
     total = 2 * sum(min(text.num_windows, FIT_WINDOWS) for text in texts)
-    with counting("fitting the router rows", total, quiet=quiet) as seen:
+    with counting("fitting the router rows", total, quiet=quiet) as done:
         with pair.alone():
-            alone = _see(pair, texts, compute, seen, seed=0)
+            alone = _see(pair, texts, compute, done, seed=0)
         # Other windows than before: the same ones again would say less.
-        ways = (alone, _see(pair, texts, compute, seen, seed=1))
+        ways = (alone, _see(pair, texts, compute, done, seed=1))
     for number, layer in enumerate(pair.layers):
         rows = {}
         for kind in ROWS:
             name = f"layers.{number}.{kind}"
-            mine, others = ([way[text][name] for way in ways] for text in (0, 1))
-            whitening = Whitening(alone[1][name], centred=kind == "context")
+            mine, others = (
+                [Seen(way[text].states[name], way[text].windows_N) for way in ways]
+                for text in (0, 1)
+            )
+            whitening = Whitening(others[0].states_ND, centred=kind == "context")
             rows[kind] = fit_row(
                 mine, others, whitening, norm=NORM[kind], sharpness=SHARPNESS[kind]
             )
@@ -81,15 +89,15 @@ def _see(
     pair: Pair,
     texts: Sequence[PackedText],
     compute: Compute,
-    seen: Callable[[int], None],
+    done: Callable[[int], None],
     *,
     seed: int,
-) -> tuple[States, ...]:
+) -> tuple[Gathered, ...]:
     """Each text's states, as the pair now routes."""
 
     def before(documents_BT: Tensor) -> None:
         pair.set_borders(Borders.from_documents(documents_BT))
-        seen(len(documents_BT))
+        done(len(documents_BT))
 
     sizes = FIT_WINDOWS, FIT_POSITIONS
     return tuple(
@@ -101,8 +109,8 @@ def _see(
 
 
 def fit_row(
-    own: Sequence[Tensor],
-    public: Sequence[Tensor],
+    own: Sequence[Seen],
+    public: Sequence[Seen],
     whitening: Whitening,
     *,
     norm: float,
@@ -110,15 +118,18 @@ def fit_row(
 ) -> Tensor:
     """One row for raw states: ``[D + 1]`` with a bias, which is its last number, ``[D]`` without.
 
-    ``own`` and ``public`` are raw states, ``[N, D]`` for each way of seeing the text; every way has
-    the same weight. ``norm`` is that of the row in whitened coordinates, in roots of the distance
+    ``own`` and ``public`` hold raw states for each way of seeing the text; every way has the same
+    weight. ``norm`` is that of the row in whitened coordinates, in roots of the distance
     of the texts (in distances, where they are below one); it is fitted at that over ``sharpness``.
     Deterministic.
 
     Raises:
         StateError: states that are no numbers.
     """
-    mine, others = (_whitened(kind, whitening) for kind in (own, public))
+    mine, others = (
+        [replace(way, states_ND=whitening(way.states_ND).double()) for way in kind]
+        for kind in (own, public)
+    )
     apart_D = _mean(mine) - _mean(others)
     distance = _distance(mine, others)
     blunt_norm = norm / sharpness * torch.minimum(distance, distance.sqrt())
@@ -155,14 +166,14 @@ class _Problem:
     weights_N: Tensor
 
     @classmethod
-    def of(cls, mine: Sequence[Tensor], others: Sequence[Tensor]) -> _Problem:
-        states_ND = torch.cat([*mine, *others])
+    def of(cls, mine: Sequence[Seen], others: Sequence[Seen]) -> _Problem:
+        states_ND = torch.cat([way.states_ND for way in (*mine, *others)])
         mine_N = torch.zeros_like(states_ND[:, 0])
-        mine_N[: sum(map(len, mine))] = 1
+        mine_N[: sum(len(way.states_ND) for way in mine)] = 1
         weights = [
-            torch.full_like(states[:, 0], 0.5 / len(kind) / len(states))
+            torch.full_like(way.states_ND[:, 0], 0.5 / len(kind) / len(way.states_ND))
             for kind in (mine, others)
-            for states in kind
+            for way in kind
         ]
         return cls(states_ND, mine_N, torch.cat(weights))
 
@@ -174,34 +185,27 @@ class _Problem:
         )
 
 
-def _whitened(ways: Sequence[Tensor], whitening: Whitening) -> list[Tensor]:
-    return [whitening(states_ND).double() for states_ND in ways]
+def _mean(ways: Sequence[Seen]) -> Tensor:
+    return torch.stack([way.states_ND.mean(dim=0) for way in ways]).mean(dim=0)
 
 
-def _mean(ways: Sequence[Tensor]) -> Tensor:
-    return torch.stack([states_ND.mean(dim=0) for states_ND in ways]).mean(dim=0)
-
-
-def _distance(mine: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+def _distance(mine: Sequence[Seen], others: Sequence[Seen]) -> Tensor:
     """Between the means of two texts; zero where there is too little to tell.
 
-    States come window by window, so their halves are different text. The product of the halves'
-    differences has no bias, where a plain norm would grow with every direction that little text
-    leaves uncertain, and give the steepest row to the owner with the least text.
+    From two halves of the text, the windows of even and of odd number, the same for every way. The
+    product of the halves' differences has no bias, where a plain norm would grow with every
+    direction that little text leaves uncertain, and give the steepest row to the owner with the
+    least text.
     """
-    if min(map(len, [*mine, *others])) < 2:
-        return mine[0].new_zeros(())
-    halves = [
-        _mean([part(states_ND) for states_ND in mine])
-        - _mean([part(states_ND) for states_ND in others])
-        for part in (_first_half, _second_half)
-    ]
-    return (halves[0] @ halves[1]).clamp(min=0).sqrt()
+    apart = []
+    for half in (0, 1):
+        halves = [[_half(way, half) for way in ways] for ways in (mine, others)]
+        if min(len(way.states_ND) for ways in halves for way in ways) == 0:
+            return mine[0].states_ND.new_zeros(())
+        apart.append(_mean(halves[0]) - _mean(halves[1]))
+    return (apart[0] @ apart[1]).clamp(min=0).sqrt()
 
 
-def _first_half(states_ND: Tensor) -> Tensor:
-    return states_ND[: len(states_ND) // 2]
-
-
-def _second_half(states_ND: Tensor) -> Tensor:
-    return states_ND[len(states_ND) // 2 :]
+def _half(way: Seen, half: int) -> Seen:
+    chosen_N = way.windows_N % 2 == half
+    return Seen(way.states_ND[chosen_N], way.windows_N[chosen_N])

@@ -68,7 +68,8 @@ def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> Non
     Raises:
         DataError: too little text.
     """
-    states = gather_states(backbone, text, _WINDOWS, anchors.PROBE_POSITIONS_MAX // _WINDOWS)
+    positions = anchors.PROBE_POSITIONS_MAX // _WINDOWS
+    states = gather_states(backbone, text, _WINDOWS, positions).states
     if len(states["layers.0.token"]) < anchors.PROBE_POSITIONS_MIN:
         raise DataError(
             "too little public text to tell what its states are",

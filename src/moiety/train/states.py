@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,16 @@ be many times longer than all others."""
 _BATCH_TOKENS = 4096
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """States of a text, float32 on the CPU."""
+
+    states: dict[str, Tensor]
+    """``layers.N.token``, and ``layers.N.context``: its mean over the document so far; [N, D]."""
+    windows_N: Tensor
+    """The number of the window each comes from."""
+
+
 def gather_states(
     backbone: Olmo2ForCausalLM,
     text: PackedText,
@@ -36,31 +47,31 @@ def gather_states(
     seed: int = 0,
     before: Callable[[Tensor], object] | None = None,
     precision: AbstractContextManager[Any] | None = None,
-) -> dict[str, Tensor]:
+) -> Gathered:
     """States at ``per_window`` real positions of ``num_windows`` windows; with one seed, the same.
 
-    ``before`` is told the documents of each batch of windows, ``[B, T]``.
-
-    Returns:
-        ``layers.N.token``, the states, and ``layers.N.context``, their means over the document so
-        far: float32 ``[N, D]`` on the CPU, window by window. Where a window holds fewer real
-        positions there are fewer.
+    ``before`` is told the documents of each batch of windows, ``[B, T]``. Where a window holds
+    fewer real positions there are fewer states.
     """
     dice = np.random.default_rng(seed)
     windows = dice.permutation(text.num_windows)[:num_windows]
     parts: dict[str, list[Tensor]] = {}
+    numbers: list[Tensor] = []
     size = max(1, _BATCH_TOKENS // text.window_tokens)
     with evaluating(backbone), precision or nullcontext():
         for at in range(0, len(windows), size):
-            batch = text.windows(windows[at : at + size])
+            now = windows[at : at + size]
+            batch = text.windows(now)
             documents_BT = torch.from_numpy(batch.documents[:, :-1].copy()).to(backbone.device)
             if before is not None:
                 before(documents_BT)
-            places = _draw(batch.documents[:, :-1] >= 0, per_window, dice)
-            chosen = _Chosen(Borders.from_documents(documents_BT), *places, parts)
+            places_BP, kept_BP = _draw(batch.documents[:, :-1] >= 0, per_window, dice)
+            numbers.append(torch.from_numpy(now)[:, None].expand_as(kept_BP)[kept_BP])
+            chosen = _Chosen(Borders.from_documents(documents_BT), places_BP, kept_BP, parts)
             chosen.watch(backbone, torch.from_numpy(batch.tokens[:, :-1].copy()))
     # Joined out here, or they would be inference tensors, which cannot be trained on.
-    return {name: torch.cat(found) for name, found in parts.items()}
+    states = {name: torch.cat(parts.pop(name)) for name in sorted(parts)}
+    return Gathered(states, torch.cat(numbers))
 
 
 def _draw(real_BT: Mask, count: int, dice: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 SHRINKAGE = 0.1
-"""Added to the variance of every direction, as a share of the mean variance: 2,048 states of a
-wide model do not know the narrow directions, and those must not be blown up."""
+"""Added to the variance of every direction, as a share of the mean variance: some hundreds of
+states of a wide model do not know the narrow directions, and those must not be blown up."""
 
 
 class Whitening(nn.Module):
