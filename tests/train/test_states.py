@@ -19,12 +19,12 @@ def test_they_are_the_states_of_real_positions_and_their_means(bench, kind):
     gathered = gather_states(pair.backbone, text, 5, 7)
     found = gathered.states
     every = states_by_hand(pair.backbone, text)
-    chosen = text.windows(np.random.default_rng(0).permutation(text.num_windows)[:5])
+    order = np.random.default_rng(0).permutation(text.num_windows)[:5]
+    chosen = text.windows(order)
     real = (chosen.documents[:, 8:-1] >= 0).sum(axis=1)
     if kind == "own":
         inside = chosen.documents[:, 1:-1] != chosen.documents[:, :-2]
         assert inside.any(), "a document must begin inside a window to say anything"
-    order = np.random.default_rng(0).permutation(text.num_windows)[:5]
     assert gathered.windows_N.tolist() == np.repeat(order, np.minimum(real, 7)).tolist()
     for layer in range(tiny.LAYERS):
         for kind in ("token", "context"):

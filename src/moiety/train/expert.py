@@ -110,7 +110,7 @@ def _train(
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
-    if config.pair.row_weight and round(config.data.public_share * config.batch.windows):
+    if config.pair.row_weight and _public_windows(config):
         add_fitted_rows(pair, texts.own, texts.public, compute, quiet=quiet)
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
@@ -126,7 +126,7 @@ def expert_job(
 ) -> Job:
     """The pair is trained on own and public text; judged on the owner's held-out text."""
     windows = config.batch.windows
-    public_windows = round(config.data.public_share * windows)
+    public_windows = _public_windows(config)
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
     own_windows = windows - public_windows
@@ -157,6 +157,11 @@ def expert_job(
         tokens_per_step=windows * config.data.window_tokens,
         num_steps=steps,
     )
+
+
+def _public_windows(config: TrainConfig) -> int:
+    """Windows of public text in each step."""
+    return round(config.data.public_share * config.batch.windows)
 
 
 def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
