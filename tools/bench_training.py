@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import FlexOlmoConfig, FlexOlmoForCausalLM, Olmo2ForCausalLM
 
-from moiety.model import Borders, training_loss
+from moiety.model import training_loss
 from moiety.train import PRESETS
 from moiety.train.compute import Compute, has_fast_bf16
 from moiety.train.pair import Pair
@@ -84,11 +84,11 @@ def ours(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        pair.set_borders(Borders.from_documents(documents[chosen]))
+        pair.set_borders(documents[chosen])
         with pair.alone(), compute.autocast():
             backbone.model(input_ids=tokens[chosen, :-1], use_cache=False)
         pair.row_loss(own[chosen], balance[chosen]).backward()
-        pair.set_borders(Borders.from_documents(documents))
+        pair.set_borders(documents)
         with compute.autocast():
             loss = training_loss(backbone, tokens[:, :-1], tokens[:, 1:], decoder)
         finish(loss + 0.1 * pair.row_loss(own, balance), parameters, optimizer)

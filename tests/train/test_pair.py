@@ -9,7 +9,7 @@ import torch
 from tests import tiny
 
 from moiety import family
-from moiety.model import Borders, load_dense
+from moiety.model import load_dense
 
 WAYS = ["pair.rank=none", "pair.rank=3"]
 
@@ -74,7 +74,7 @@ def test_the_pair_is_the_release_of_its_expert_alone(bench, tmp_path, way):
         tiny.logits_of(mixture, tokens), logits(pair.backbone, tokens), rtol=1e-4, atol=1e-4
     )
     documents = torch.tensor([[0] * 7 + [1] * 13, [2] * 20])
-    pair.set_borders(Borders.from_documents(documents[:, :-1]))
+    pair.set_borders(documents[:, :-1])
     expected = logits(pair.backbone, tokens[:, :-1]).log_softmax(-1)
     nats = -expected.gather(2, tokens[:, 1:, None])[:, :, 0]
     torch.testing.assert_close(mixture.score(tokens, documents), nats, rtol=1e-4, atol=1e-4)
@@ -86,7 +86,7 @@ def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
     documents = torch.tensor([[0] * 2 + [1] * 4, [0] * 6, [5] * 5 + [-1]])
     own = torch.tensor([1.0, 1.0, 0.0])
     balance = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
-    pair.set_borders(Borders.from_documents(documents))
+    pair.set_borders(documents)
     states = []
     hooks = [
         layer.register_forward_pre_hook(lambda _m, inputs: states.append(inputs[0].detach()))

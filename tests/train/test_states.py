@@ -8,7 +8,6 @@ import torch
 from tests import tiny
 from tests.train.test_sample import nearest, states_by_hand
 
-from moiety.model import Borders
 from moiety.train.states import gather_states
 
 
@@ -53,7 +52,7 @@ def test_a_pair_is_told_the_borders_and_seen_as_it_routes(bench):
 
     def tell(documents):
         told.append(documents)
-        pair.set_borders(Borders.from_documents(documents))
+        pair.set_borders(documents)
 
     beside = gather_states(pair.backbone, bench.texts.own, 5, 7, before=tell).states
     assert [documents.shape for documents in told] == [(5, 32)]

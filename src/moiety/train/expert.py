@@ -24,7 +24,7 @@ from moiety.data import DocumentNats, PackedText, Skipped, Sources
 from moiety.errors import ConfigError, StateError
 from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
-from moiety.model import Borders, load_dense, training_loss
+from moiety.model import load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
 from moiety.train.batches import Batch, Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
@@ -139,7 +139,7 @@ def expert_job(
             if config.pair.row_weight and batch.alone_BT.any():
                 with pair.alone():  # until after the backward pass, which may compute it again
                     yield config.pair.row_weight * _loss_alone(pair, batch, compute)
-            pair.set_borders(Borders.from_documents(batch.documents_BT))
+            pair.set_borders(batch.documents_BT)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
             rows = pair.row_loss(batch.own_B, batch.balance_BT)
@@ -167,7 +167,7 @@ def _public_windows(config: TrainConfig) -> int:
 def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
     """The rows' loss on the states of the anchor alone, for the windows chosen for that."""
     chosen_B = batch.alone_BT.any(dim=1)
-    pair.set_borders(Borders.from_documents(batch.documents_BT[chosen_B]))
+    pair.set_borders(batch.documents_BT[chosen_B])
     with compute.autocast():
         pair.backbone.model(input_ids=batch.inputs_BT[chosen_B], use_cache=False)
     return pair.row_loss(batch.own_B[chosen_B], batch.alone_BT[chosen_B])
@@ -202,7 +202,7 @@ def _judge(
 ) -> DocumentNats:
     def tell_borders(documents_BT: Tensor) -> None:
         if pair is not None:
-            pair.set_borders(Borders.from_documents(documents_BT))
+            pair.set_borders(documents_BT)
 
     return judge_backbone(
         backbone, text, max_tokens, before=tell_borders, precision=compute.autocast()

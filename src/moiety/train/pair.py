@@ -198,8 +198,9 @@ class Pair:
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def set_borders(self, borders: Borders | None) -> None:
-        """Where documents begin in the windows of the next pass."""
+    def set_borders(self, documents_BT: Tensor) -> None:
+        """The document of each position in the windows of the next pass, -1 for padding."""
+        borders = Borders.from_documents(documents_BT)
         for layer in self.layers:
             layer.borders = borders
 

@@ -27,7 +27,6 @@ from torch.nn import functional
 from moiety.data import PackedText
 from moiety.errors import StateError
 from moiety.family import ROWS
-from moiety.model import Borders
 from moiety.train.compute import Compute
 from moiety.train.log import counting
 from moiety.train.pair import Pair
@@ -96,7 +95,7 @@ def _see(
     """Each text's states, as the pair now routes."""
 
     def before(documents_BT: Tensor) -> None:
-        pair.set_borders(Borders.from_documents(documents_BT))
+        pair.set_borders(documents_BT)
         done(len(documents_BT))
 
     sizes = FIT_WINDOWS, FIT_POSITIONS
