@@ -84,11 +84,11 @@ def ours(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        pair.set_borders(documents[chosen])
+        pair.expect(documents[chosen])
         with pair.alone(), compute.autocast():
             backbone.model(input_ids=tokens[chosen, :-1], use_cache=False)
         pair.row_loss(own[chosen], balance[chosen]).backward()
-        pair.set_borders(documents)
+        pair.expect(documents)
         with compute.autocast():
             loss = training_loss(backbone, tokens[:, :-1], tokens[:, 1:], decoder)
         finish(loss + 0.1 * pair.row_loss(own, balance), parameters, optimizer)

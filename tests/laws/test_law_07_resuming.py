@@ -315,16 +315,20 @@ def test_a_process_stopped_by_every_signal_and_resumed(tiny_anchor, uninterrupte
     assert log_of(run) == log_of(whole)
 
 
-def test_stopped_when_the_rows_are_fitted(tiny_anchor, uninterrupted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_when_the_rows_are_fitted(
+    tiny_anchor, uninterrupted, tmp_path, monkeypatch, capsys, number
+):
     text, whole = uninterrupted
     run = tmp_path / "run"
 
     def stopped(*_given, **_sizes):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr("moiety.train.rows.fit_row", stopped)
         assert moiety(command(tiny_anchor, text, run)) == 130
+    assert "interrupted: saved; go on with --resume" in capsys.readouterr().err
     assert not (run / "run.json").exists()
     assert moiety(command(tiny_anchor, text, run, "--resume")) == 0
     assert (run / "expert.safetensors").read_bytes() == (whole / "expert.safetensors").read_bytes()

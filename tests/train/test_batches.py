@@ -80,7 +80,8 @@ def test_targets_are_the_next_tokens_and_padding_has_none(bench):
 def test_micro_batches_are_the_step_cut_up(batches, size):
     for step in range(4):
         step_whole, parts = whole(batches, step), list(batches.micro(step, size, "cpu"))
-        for name in ("inputs_BT", "targets_BT", "documents_BT", "own_B", "balance_BT", "alone_BT"):
+        of_window = ("own_B", "by_token_B")
+        for name in ("inputs_BT", "targets_BT", "documents_BT", "balance_BT", *of_window):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(step_whole, name))
         assert sum(part.weight for part in parts) == pytest.approx(1)
@@ -109,6 +110,17 @@ def test_windows_the_anchor_sees_alone_share_the_half_of_own_text(bench):
         assert float(batch.alone_BT.sum()) == pytest.approx(0.25)
         assert float(batch.balance_BT[batch.own_B == 1].sum()) == pytest.approx(0.25)
         assert float(batch.balance_BT[batch.own_B == 0].sum()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen"),
+    [(0.0, []), (0.25, [3, 7, 11]), (0.5, [1, 3, 5, 7, 9, 11]), (1.0, list(range(12)))],
+)
+def test_token_rows_route_a_share_of_each_kind_of_window(bench, share, chosen):
+    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(8, 4, token=share), 5)
+    for size in (0, 5):
+        parts = [part.by_token_B for part in batches.micro(0, size, "cpu")]
+        assert torch.cat(parts).nonzero()[:, 0].tolist() == chosen
 
 
 def test_without_public_text_there_is_nothing_to_weigh_against(bench):

@@ -74,10 +74,28 @@ def test_the_pair_is_the_release_of_its_expert_alone(bench, tmp_path, way):
         tiny.logits_of(mixture, tokens), logits(pair.backbone, tokens), rtol=1e-4, atol=1e-4
     )
     documents = torch.tensor([[0] * 7 + [1] * 13, [2] * 20])
-    pair.set_borders(documents[:, :-1])
+    pair.expect(documents[:, :-1])
     expected = logits(pair.backbone, tokens[:, :-1]).log_softmax(-1)
     nats = -expected.gather(2, tokens[:, 1:, None])[:, :, 0]
     torch.testing.assert_close(mixture.score(tokens, documents), nats, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_windows_routed_by_the_token_rows_are_what_a_stock_release_computes(bench, tmp_path, way):
+    from moiety.merge import load_release, merge
+
+    pair, tokens = random_pair(bench, way), tiny.random_tokens(2, 20)
+    arrays = {name: tensor.numpy() for name, tensor in pair.expert_tensors().items()}
+    bundle = tiny.make_bundle(tmp_path, bench.anchor, "amy", arrays)
+    merge(bench.anchor, [bundle], tmp_path / "release")
+    mixture = load_release(tmp_path / "release")
+    by_context = tiny.logits_of(mixture, tokens)
+    mixture.routing.mode = "token"
+    by_token = tiny.logits_of(mixture, tokens)
+    assert (by_token - by_context).abs().max() > 0.05
+    pair.expect(torch.zeros(2, 20), torch.tensor([False, True]))
+    expected = torch.stack([by_context[0], by_token[1]])
+    torch.testing.assert_close(logits(pair.backbone, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
@@ -86,7 +104,7 @@ def test_the_rows_loss_is_binary_cross_entropy_counted_by_hand(bench):
     documents = torch.tensor([[0] * 2 + [1] * 4, [0] * 6, [5] * 5 + [-1]])
     own = torch.tensor([1.0, 1.0, 0.0])
     balance = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
-    pair.set_borders(documents)
+    pair.expect(documents)
     states = []
     hooks = [
         layer.register_forward_pre_hook(lambda _m, inputs: states.append(inputs[0].detach()))
@@ -165,6 +183,14 @@ def test_the_language_models_loss_trains_the_context_row_but_not_the_token_row(b
     pair.backbone(input_ids=tiny.random_tokens(2, 8), use_cache=False).logits.sum().backward()
     still = {name for name, p in pair.trainable().items() if p.grad is None}
     assert still == {name for name in pair.trainable() if name.endswith("token_row")}
+
+
+def test_where_the_token_rows_route_the_language_models_loss_trains_them(bench):
+    pair = random_pair(bench)
+    pair.expect(torch.zeros(2, 8), torch.tensor([True, True]))
+    pair.backbone(input_ids=tiny.random_tokens(2, 8), use_cache=False).logits.sum().backward()
+    moved = {name for name, p in pair.trainable().items() if p.grad.abs().max() > 0}
+    assert moved == {name for name in pair.trainable() if not name.endswith("context_row")}
 
 
 def test_the_seed_decides_where_a_low_rank_expert_begins(bench):

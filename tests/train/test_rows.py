@@ -183,4 +183,4 @@ def test_every_row_of_a_pair_gets_its_fit_and_nothing_else_changes(bench, monkey
         assert torch.equal(whitening.centre_D, public.centre_D)
         assert torch.equal(whitening.beyond_K, public.beyond_K)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert not pair.layers[0].alone
+    assert not pair.routing.alone

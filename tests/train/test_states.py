@@ -52,7 +52,7 @@ def test_a_pair_is_told_the_borders_and_seen_as_it_routes(bench):
 
     def tell(documents):
         told.append(documents)
-        pair.set_borders(documents)
+        pair.expect(documents)
 
     beside = gather_states(pair.backbone, bench.texts.own, 5, 7, before=tell).states
     assert [documents.shape for documents in told] == [(5, 32)]

@@ -35,6 +35,7 @@ from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.presets import PRESETS, Preset, PresetName
 from moiety.train.sample import sample_sources, write_probe, write_sample
+from moiety.train.stopping import resumable
 
 ANCHOR_EPOCHS = 3
 """Passes over the public text by default: a small model still gains in the third."""
@@ -79,12 +80,13 @@ def new_anchor(
     config = config or size.train_config(seed=0)
     work = _work_folder(out, resume)
     skipped = Skipped()
-    train, heldout = _prepare_text(sources, size, config, work, skipped)
-    backbone, outcome = _train_dense(size, config, work, train, heldout, resume, quiet)
-    with new_folder(out) as folder:
-        backbone.save_pretrained(folder)
-        _save_tokenizer(work, folder, config.data.window_tokens)
-        digest, bits = _finish(folder, sources, backbone, Skipped())
+    with resumable():
+        train, heldout = _prepare_text(sources, size, config, work, skipped)
+        backbone, outcome = _train_dense(size, config, work, train, heldout, resume, quiet)
+        with new_folder(out) as folder:
+            backbone.save_pretrained(folder)
+            _save_tokenizer(work, folder, config.data.window_tokens)
+            digest, bits = _finish(folder, sources, backbone, Skipped())
     shutil.rmtree(work)
     count = sum(p.numel() for p in backbone.parameters())
     return MadeAnchor(out, digest, count, bits, skipped, outcome)

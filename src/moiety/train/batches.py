@@ -33,17 +33,23 @@ class Batch:
     """Weight of each position in the rows' loss: half for own text, half for public, in a step."""
     alone_BT: Tensor
     """The same where the anchor runs alone; it shares the half of own text with ``balance_BT``."""
+    by_token_B: Tensor
+    """Whether the window is routed by the token rows."""
     weight: float
     """Share of the step's targets that this micro-batch holds."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Windows of each kind in one step; ``alone`` of the own are also seen by the anchor alone."""
+    """Windows of each kind in one step; ``alone`` of the own are also seen by the anchor alone.
+
+    ``token`` is the share of the windows of each kind that the token rows route.
+    """
 
     own: int
     public: int = 0
     alone: int = 0
+    token: float = 0.0
 
 
 class StepBatches:
@@ -66,6 +72,9 @@ class StepBatches:
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
         balance, alone = _balances(documents[:, :-1] >= 0, own, self.shares.alone)
+        by_token = np.concatenate(
+            [_every(self.shares.token, count) for count in (self.shares.own, self.shares.public)]
+        )
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
@@ -76,6 +85,7 @@ class StepBatches:
                 torch.from_numpy(own[part]).to(device),
                 torch.from_numpy(balance[part]).to(device),
                 torch.from_numpy(alone[part]).to(device),
+                torch.from_numpy(by_token[part]).to(device),
                 float((targets[part] >= 0).sum()) / total,
             )
 
@@ -105,6 +115,12 @@ def _balances(real_BT: Mask, own_B: Weights, alone: int) -> tuple[Weights, Weigh
 
 def _spread(chosen_BT: Mask, total: float) -> Weights:
     return (chosen_BT * (total / max(1, int(chosen_BT.sum())))).astype(np.float32)
+
+
+def _every(share: float, count: int) -> Mask:
+    """So many of ``count`` windows, spread evenly; which text they hold is drawn anyway."""
+    chosen: Mask = np.diff(np.floor(share * np.arange(count + 1))) > 0
+    return chosen
 
 
 def whole_steps(tokens: int, windows: int, window_tokens: int) -> int:

@@ -33,6 +33,7 @@ from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
 from moiety.train.rows import add_fitted_rows
+from moiety.train.stopping import resumable
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3
@@ -82,7 +83,7 @@ def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False)
     rank, paper = plan.config.pair.rank, anchor.paper
     if rank is not None and rank > min(paper.width, paper.hidden):
         raise ConfigError(f"rank {rank} is larger than the anchor's matrices", where="pair.rank")
-    with _locked(plan.out):
+    with _locked(plan.out), resumable():
         _check_start(plan, anchor.digest, resume)
         skipped = Skipped()
         texts = prepare_texts(
@@ -139,7 +140,7 @@ def expert_job(
             if config.pair.row_weight and batch.alone_BT.any():
                 with pair.alone():  # until after the backward pass, which may compute it again
                     yield config.pair.row_weight * _loss_alone(pair, batch, compute)
-            pair.set_borders(batch.documents_BT)
+            pair.expect(batch.documents_BT, batch.by_token_B)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
             rows = pair.row_loss(batch.own_B, batch.balance_BT)
@@ -167,7 +168,7 @@ def _public_windows(config: TrainConfig) -> int:
 def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
     """The rows' loss on the states of the anchor alone, for the windows chosen for that."""
     chosen_B = batch.alone_BT.any(dim=1)
-    pair.set_borders(batch.documents_BT[chosen_B])
+    pair.expect(batch.documents_BT[chosen_B])
     with compute.autocast():
         pair.backbone.model(input_ids=batch.inputs_BT[chosen_B], use_cache=False)
     return pair.row_loss(batch.own_B[chosen_B], batch.alone_BT[chosen_B])
@@ -202,7 +203,7 @@ def _judge(
 ) -> DocumentNats:
     def tell_borders(documents_BT: Tensor) -> None:
         if pair is not None:
-            pair.set_borders(documents_BT)
+            pair.expect(documents_BT)
 
     return judge_backbone(
         backbone, text, max_tokens, before=tell_borders, precision=compute.autocast()

@@ -7,10 +7,8 @@ optimiser's moments and the step's number, and on nothing else.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from moiety.files import naming_full_disk
 from moiety.train.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from moiety.train.config import TrainConfig
 from moiety.train.log import RunLog
+from moiety.train.stopping import ADVICE, stop_request
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Loop:
             self._restore()
         with (
             naming_full_disk(self.folder),
-            _stop_request() as asked,
+            stop_request() as asked,
             RunLog(
                 self.folder / "logs",
                 self.job.title,
@@ -112,7 +111,7 @@ class Loop:
                 self._save()
                 saved = time.monotonic()
             if asked:
-                raise KeyboardInterrupt("saved; go on with --resume")
+                raise KeyboardInterrupt(ADVICE)
         self._save()
 
     def _step(self) -> dict[str, float]:
@@ -210,24 +209,3 @@ def _optimizer(job: Job, config: TrainConfig) -> torch.optim.AdamW:
         betas=(config.optim.beta1, config.optim.beta2),
         fused=True,
     )
-
-
-@contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """A list that gets an element when Ctrl-C or SIGTERM asks to stop; a second time stops hard."""
-    asked: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt("stopped at once; the last checkpoint stands")
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller stops us in its own way
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

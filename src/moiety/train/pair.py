@@ -7,6 +7,9 @@ In every layer both blocks run on every token and are mixed by the two-way softm
 another. The row is trained as the log-ratio "mine against public" by its own cross-entropy; because
 the anchor's row is zero for everybody, ratios of owners who never met can be compared.
 
+Most windows are routed by the context rows, with which our loader runs a release, and some by the
+token rows, with which everybody else does: an expert must know how to work under both.
+
 Rows are learned in whitened coordinates, and on the owner's text as the pair sees it and as the
 anchor alone sees it: in a merged model the states of one layer are not yet those of the right
 expert when the next layer has to decide. When the expert stands still a fitted row is added to each
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +97,19 @@ class LowRankExpert(nn.Module):
             yield family.delta_out(layer, name), getattr(self, f"{name}_out")
 
 
+@dataclass
+class PairRouting:
+    """How the next pass routes. One object, shared by the layers of one pair.
+
+    ``borders`` None: every window is one document. ``by_token_B``: which windows the token rows
+    route; None: none. While ``alone`` is set only the anchor's block runs.
+    """
+
+    borders: Borders | None = None
+    by_token_B: Tensor | None = None
+    alone: bool = False
+
+
 class PairLayer(nn.Module):
     """Stands in for a decoder layer's ``mlp`` while an expert is trained.
 
@@ -100,7 +117,7 @@ class PairLayer(nn.Module):
     rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
 
     ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
-    the context row is its bias. While ``alone`` is set only the anchor's block runs.
+    the context row is its bias.
     """
 
     added_context: Tensor
@@ -112,8 +129,10 @@ class PairLayer(nn.Module):
         expert: FullExpert | LowRankExpert,
         context: Whitening,
         token: Whitening,
+        routing: PairRouting,
     ) -> None:
         super().__init__()
+        self.routing = routing
         self.anchor = anchor
         self.expert = expert
         self.context_whitening, self.token_whitening = context, token
@@ -122,8 +141,6 @@ class PairLayer(nn.Module):
         self.token_row = nn.Parameter(torch.zeros(width))
         self.register_buffer("added_context", torch.zeros(width + 1), persistent=False)
         self.register_buffer("added_token", torch.zeros(width), persistent=False)
-        self.alone = False
-        self.borders: Borders | None = None
         self.context_BT = self.token_BT = torch.empty(0)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -132,11 +149,14 @@ class PairLayer(nn.Module):
         seen = hidden.detach()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            self.token_BT = seen @ self.folded_token_row()
-            row = self.folded_context_row()
-            self.context_BT = self._evidence(seen, row)
-            share_BT = self._evidence(hidden, row).sigmoid()
-        if self.alone:
+            context, token = self.folded_context_row(), self.folded_token_row()
+            self.context_BT, self.token_BT = self._evidence(seen, context), seen @ token
+            logits_BT = self._evidence(hidden, context)
+            if self.routing.by_token_B is not None:
+                by_token_B1 = self.routing.by_token_B[:, None]
+                logits_BT = torch.where(by_token_B1, hidden @ token, logits_BT)
+            share_BT = logits_BT.sigmoid()
+        if self.routing.alone:
             public_alone_BTD: Tensor = self.anchor(hidden_BTD)
             return public_alone_BTD
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
@@ -148,7 +168,7 @@ class PairLayer(nn.Module):
     def _evidence(self, hidden_BTD: Tensor, row: Tensor) -> Tensor:
         # The bias is added to each score, not to their mean: they sum up to less, so more exactly.
         scores_BT = hidden_BTD @ row[:-1] + row[-1]
-        return running_mean(scores_BT[:, :, None], self.borders)[:, :, 0]
+        return running_mean(scores_BT[:, :, None], self.routing.borders)[:, :, 0]
 
     def folded_context_row(self) -> Tensor:
         """The context row for raw states, its bias last, ``[D + 1]``."""
@@ -181,6 +201,7 @@ class Pair:
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
+        self.routing = PairRouting()
         self.layers: list[PairLayer] = []
         for number, layer in enumerate(backbone.model.layers):
             expert: FullExpert | LowRankExpert = (
@@ -188,7 +209,7 @@ class Pair:
             )
             context = Whitening(states[f"layers.{number}.context"], centred=True)
             token = Whitening(states[f"layers.{number}.token"], centred=False)
-            pair = PairLayer(layer.mlp, expert, context, token)
+            pair = PairLayer(layer.mlp, expert, context, token, self.routing)
             pair.to(backbone.device)
             layer.mlp = pair
             self.layers.append(pair)
@@ -198,22 +219,22 @@ class Pair:
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def set_borders(self, documents_BT: Tensor) -> None:
-        """The document of each position in the windows of the next pass, -1 for padding."""
-        borders = Borders.from_documents(documents_BT)
-        for layer in self.layers:
-            layer.borders = borders
+    def expect(self, documents_BT: Tensor, by_token_B: Tensor | None = None) -> None:
+        """What the windows of the next pass hold, and which of them the token rows route.
+
+        ``documents_BT`` is the document of each position, -1 for padding.
+        """
+        self.routing.borders = Borders.from_documents(documents_BT)
+        self.routing.by_token_B = by_token_B
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Until the block ends the anchor runs alone: its states, and the rows' logits on them."""
-        for layer in self.layers:
-            layer.alone = True
+        self.routing.alone = True
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer.alone = False
+            self.routing.alone = False
 
     def row_loss(self, own_B: Tensor, balance_BT: Tensor) -> Tensor:
         """Binary cross-entropy of both rows of all layers: own text 1, public text 0.

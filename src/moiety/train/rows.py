@@ -63,25 +63,25 @@ def add_fitted_rows(
         StateError: the pair's states are no numbers.
     """
     texts = own, public
-    total = 2 * sum(min(text.num_windows, FIT_WINDOWS) for text in texts)
+    windows = 2 * sum(min(text.num_windows, FIT_WINDOWS) for text in texts)
+    total = windows + len(pair.layers)
     with counting("fitting the router rows", total, quiet=quiet) as done:
         with pair.alone():
             alone = _see(pair, texts, compute, done, seed=0)
         # Other windows than before: the same ones again would say less.
         ways = (alone, _see(pair, texts, compute, done, seed=1))
-    for number, layer in enumerate(pair.layers):
-        rows = {}
-        for kind in ROWS:
-            name = f"layers.{number}.{kind}"
-            mine, others = (
-                [Seen(way[text].states[name], way[text].windows_N) for way in ways]
-                for text in (0, 1)
-            )
-            whitening = Whitening(others[0].states_ND, centred=kind == "context")
-            rows[kind] = fit_row(
-                mine, others, whitening, norm=NORM[kind], sharpness=SHARPNESS[kind]
-            )
-        layer.add_rows(**rows)
+        for number, layer in enumerate(pair.layers):
+            layer.add_rows(**{kind: _fitted(ways, number, kind) for kind in ROWS})
+            done(1)
+
+
+def _fitted(ways: Sequence[Sequence[Gathered]], layer: int, kind: str) -> Tensor:
+    name = f"layers.{layer}.{kind}"
+    mine, others = (
+        [Seen(way[text].states[name], way[text].windows_N) for way in ways] for text in (0, 1)
+    )
+    whitening = Whitening(others[0].states_ND, centred=kind == "context")
+    return fit_row(mine, others, whitening, norm=NORM[kind], sharpness=SHARPNESS[kind])
 
 
 def _see(
@@ -95,7 +95,7 @@ def _see(
     """Each text's states, as the pair now routes."""
 
     def before(documents_BT: Tensor) -> None:
-        pair.set_borders(documents_BT)
+        pair.expect(documents_BT)
         done(len(documents_BT))
 
     sizes = FIT_WINDOWS, FIT_POSITIONS
