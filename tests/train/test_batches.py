@@ -100,18 +100,6 @@ def test_own_and_public_text_weigh_half_each(batches):
         assert float(balance[~real].sum()) == 0
 
 
-def test_windows_the_anchor_sees_alone_share_the_half_of_own_text(bench):
-    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, 2), 5)
-    for step in range(8):
-        batch = whole(batches, step)
-        real = batch.documents_BT >= 0
-        chosen = torch.tensor([[True], [True], [False], [False]])
-        assert torch.equal(batch.alone_BT > 0, real & chosen)
-        assert float(batch.alone_BT.sum()) == pytest.approx(0.25)
-        assert float(batch.balance_BT[batch.own_B == 1].sum()) == pytest.approx(0.25)
-        assert float(batch.balance_BT[batch.own_B == 0].sum()) == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize(
     ("share", "chosen"),
     [(0.0, []), (0.25, [3, 7, 11]), (0.5, [1, 3, 5, 7, 9, 11]), (1.0, list(range(12)))],

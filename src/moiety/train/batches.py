@@ -31,8 +31,6 @@ class Batch:
     """1 for the owner's windows, 0 for public ones."""
     balance_BT: Tensor
     """Weight of each position in the rows' loss: half for own text, half for public, in a step."""
-    alone_BT: Tensor
-    """The same where the anchor runs alone; it shares the half of own text with ``balance_BT``."""
     by_token_B: Tensor
     """Whether the window is routed by the token rows."""
     weight: float
@@ -41,14 +39,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shares:
-    """Windows of each kind in one step; ``alone`` of the own are also seen by the anchor alone.
-
-    ``token`` is the share of the windows of each kind that the token rows route.
-    """
+    """Windows of each kind in one step; ``token`` is the share of either that token rows route."""
 
     own: int
     public: int = 0
-    alone: int = 0
     token: float = 0.0
 
 
@@ -71,7 +65,7 @@ class StepBatches:
         tokens, documents, own = self._windows(step)
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
-        balance, alone = _balances(documents[:, :-1] >= 0, own, self.shares.alone)
+        balance = _balance(documents[:, :-1] >= 0, own)
         by_token = np.concatenate(
             [_every(self.shares.token, count) for count in (self.shares.own, self.shares.public)]
         )
@@ -84,7 +78,6 @@ class StepBatches:
                 torch.from_numpy(documents[part, :-1].copy()).to(device),
                 torch.from_numpy(own[part]).to(device),
                 torch.from_numpy(balance[part]).to(device),
-                torch.from_numpy(alone[part]).to(device),
                 torch.from_numpy(by_token[part]).to(device),
                 float((targets[part] >= 0).sum()) / total,
             )
@@ -103,18 +96,14 @@ class StepBatches:
         return tokens, documents, own
 
 
-def _balances(real_BT: Mask, own_B: Weights, alone: int) -> tuple[Weights, Weights]:
+def _balance(real_BT: Mask, own_B: Weights) -> Weights:
     # Unbalanced, the rows would learn the batch's composition as a prior, and n owners would add
     # n such priors against public text.
-    alone_BT = real_BT & (np.arange(len(own_B)) < alone)[:, None]
-    of_own = 0.25 if alone_BT.any() else 0.5
-    weights_BT = _spread(real_BT & (own_B == 1)[:, None], of_own)
-    weights_BT += _spread(real_BT & (own_B == 0)[:, None], 0.5)
-    return weights_BT, _spread(alone_BT, of_own)
-
-
-def _spread(chosen_BT: Mask, total: float) -> Weights:
-    return (chosen_BT * (total / max(1, int(chosen_BT.sum())))).astype(np.float32)
+    balance_BT = np.zeros(real_BT.shape, dtype=np.float32)
+    for kind in (0, 1):
+        chosen_BT = real_BT & (own_B == kind)[:, None]
+        balance_BT[chosen_BT] = 0.5 / max(1, int(chosen_BT.sum()))
+    return balance_BT
 
 
 def _every(share: float, count: int) -> Mask:

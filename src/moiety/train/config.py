@@ -81,8 +81,6 @@ class PairConfig(Section):
     """Weight of the rows' own cross-entropy beside the language-model loss; 0: none, and no fit."""
     token_share: float = Field(0.25, ge=0, le=1)
     """Share of the windows that are routed by the token rows; the others by the context rows."""
-    alone_share: float = Field(0.33, ge=0, le=1)
-    """Share of the owner's windows from which the rows learn also as the anchor alone sees them."""
 
 
 class ComputeConfig(Section):

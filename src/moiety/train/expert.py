@@ -26,7 +26,7 @@ from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import load_dense, training_loss
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.batches import Batch, Shares, StepBatches, whole_steps
+from moiety.train.batches import Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
@@ -131,15 +131,12 @@ def expert_job(
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
     own_windows = windows - public_windows
-    shares = Shares(own_windows, public_windows, round(config.pair.alone_share * own_windows))
+    shares = Shares(own_windows, public_windows, config.pair.token_share)
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            if config.pair.row_weight and batch.alone_BT.any():
-                with pair.alone():  # until after the backward pass, which may compute it again
-                    yield config.pair.row_weight * _loss_alone(pair, batch, compute)
             pair.expect(batch.documents_BT, batch.by_token_B)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
@@ -163,15 +160,6 @@ def expert_job(
 def _public_windows(config: TrainConfig) -> int:
     """Windows of public text in each step."""
     return round(config.data.public_share * config.batch.windows)
-
-
-def _loss_alone(pair: Pair, batch: Batch, compute: Compute) -> Tensor:
-    """The rows' loss on the states of the anchor alone, for the windows chosen for that."""
-    chosen_B = batch.alone_BT.any(dim=1)
-    pair.expect(batch.documents_BT[chosen_B])
-    with compute.autocast():
-        pair.backbone.model(input_ids=batch.inputs_BT[chosen_B], use_cache=False)
-    return pair.row_loss(batch.own_B[chosen_B], batch.alone_BT[chosen_B])
 
 
 def frozen_digest(backbone: Olmo2ForCausalLM) -> str:

@@ -10,9 +10,7 @@ the anchor's row is zero for everybody, ratios of owners who never met can be co
 Most windows are routed by the context rows, with which our loader runs a release, and some by the
 token rows, with which everybody else does: an expert must know how to work under both.
 
-Rows are learned in whitened coordinates, and on the owner's text as the pair sees it and as the
-anchor alone sees it: in a merged model the states of one layer are not yet those of the right
-expert when the next layer has to decide. When the expert stands still a fitted row is added to each
+Rows are learned in whitened coordinates. When the expert stands still a fitted row is added to each
 (``moiety.train.rows``).
 
 Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
