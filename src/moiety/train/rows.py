@@ -6,7 +6,7 @@ Beside the expert a row takes a few hundred noisy steps and keeps their noise. W
 a second row is fitted to convergence: the logistic regression "mine against public", on states of
 both kinds of text, each seen both ways a merged model may see it: as the owner's pair does, and as
 the anchor alone does, because in a merged model the first layers have not yet chosen the right
-expert when the next one decides. What is shipped is a sum of the two rows. They err in different
+expert when the next one decides. What is shipped is the sum of the two rows. They err in different
 ways, and together they are better than either (docs/decisions/0016-a-fitted-row-is-added.md).
 
 How steep a row is matters among several experts. Text far from all public text is claimed by every
@@ -40,9 +40,6 @@ FIT_POSITIONS = 8
 NORM = {"context": 0.5, "token": 1.0}
 """Of the added row, in roots of the distance; a token row sees one state and can do with more."""
 
-TRAINED = {"context": 1.5, "token": 1.0}
-"""How often the trained row is in the sum: measured, twice is better but for public text."""
-
 SHARPNESS = {"context": 2.0, "token": 3.0}
 """A row is fitted at its norm over this: a blunter fit has the better direction."""
 
@@ -60,7 +57,7 @@ class Seen:
 def add_fitted_rows(
     pair: Pair, own: PackedText, public: PackedText, compute: Compute, *, quiet: bool = False
 ) -> None:
-    """Makes every row of the pair the sum of itself and of one that is fitted to the two texts.
+    """Adds to every row of the pair one that is fitted to the two texts.
 
     Raises:
         StateError: the pair's states are no numbers.
@@ -74,9 +71,7 @@ def add_fitted_rows(
         # Other windows than before: the same ones again would say less.
         ways = (alone, _see(pair, texts, compute, done, seed=1))
         for number, layer in enumerate(pair.layers):
-            trained = {"context": layer.folded_context_row(), "token": layer.folded_token_row()}
-            more = {kind: (TRAINED[kind] - 1) * trained[kind].detach().cpu() for kind in ROWS}
-            layer.add_rows(**{kind: more[kind] + _fitted(ways, number, kind) for kind in ROWS})
+            layer.add_rows(**{kind: _fitted(ways, number, kind) for kind in ROWS})
             done(1)
 
 
