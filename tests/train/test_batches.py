@@ -14,7 +14,7 @@ WINDOWS = 4
 
 def make(bench, seed):
     """Three own windows and one public."""
-    return StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1), seed)
+    return StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4), seed)
 
 
 def make_own(bench, windows):
@@ -98,6 +98,15 @@ def test_own_and_public_text_weigh_half_each(batches):
             assert float(of_kind.sum()) == pytest.approx(0.5)
             assert len(of_kind[real[batch.own_B == kind]].unique()) == 1
         assert float(balance[~real].sum()) == 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.29, 0.57])
+def test_a_share_that_is_no_whole_number_of_windows_holds_over_the_steps(bench, share):
+    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(3, 1, token=share), 5)
+    steps = torch.stack([whole(batches, step).by_token_B for step in range(100)])
+    assert int(steps[:, :3].sum()) == round(300 * share)
+    assert int(steps[:, 3].sum()) == round(100 * share)
+    assert int(steps[:, :3].sum(dim=1).max()) - int(steps[:, :3].sum(dim=1).min()) == 1
 
 
 @pytest.mark.parametrize(

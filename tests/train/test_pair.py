@@ -81,7 +81,7 @@ def test_the_pair_is_the_release_of_its_expert_alone(bench, tmp_path, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_windows_routed_by_the_token_rows_are_what_a_stock_release_computes(bench, tmp_path, way):
+def test_windows_routed_by_the_token_rows_are_what_a_release_computes_by_them(bench, tmp_path, way):
     from moiety.merge import load_release, merge
 
     pair, tokens = random_pair(bench, way), tiny.random_tokens(2, 20)

@@ -26,7 +26,7 @@ from moiety.data import (
     train_tokenizer,
 )
 from moiety.errors import ConfigError, StateError
-from moiety.files import link_or_copy, new_folder
+from moiety.files import link_or_copy, new_folder, write_atomic
 from moiety.model import load_dense, training_loss
 from moiety.train.batches import Shares, StepBatches, whole_steps
 from moiety.train.compute import Compute, resolve_compute
@@ -75,6 +75,7 @@ def new_anchor(
     Raises:
         StateError: ``out`` exists, or unfinished work lies there and ``resume`` was not asked for.
         DataError: text that cannot be read, or too little of it.
+        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; ``resume`` goes on.
     """
     size = PRESETS[preset]
     config = config or size.train_config(seed=0)
@@ -134,7 +135,7 @@ def _prepare_text(
     if not (work / "text").exists():
         if not (work / "tokenizer.json").exists():
             tokenizer = train_tokenizer(_some_text(sources), size.vocab)
-            tokenizer.save(str(work / "tokenizer.json"))
+            write_atomic(work / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         tokenizer, separator = _load_own_tokenizer(work)
         pack_split(
             sources.documents(skipped),

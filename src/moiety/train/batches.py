@@ -66,9 +66,8 @@ class StepBatches:
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
         balance = _balance(documents[:, :-1] >= 0, own)
-        by_token = np.concatenate(
-            [_every(self.shares.token, count) for count in (self.shares.own, self.shares.public)]
-        )
+        counts = self.shares.own, self.shares.public
+        by_token = np.concatenate([_every(self.shares.token, step, count) for count in counts])
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
@@ -106,9 +105,11 @@ def _balance(real_BT: Mask, own_B: Weights) -> Weights:
     return balance_BT
 
 
-def _every(share: float, count: int) -> Mask:
-    """So many of ``count`` windows, spread evenly; which text they hold is drawn anyway."""
-    chosen: Mask = np.diff(np.floor(share * np.arange(count + 1))) > 0
+def _every(share: float, step: int, count: int) -> Mask:
+    """A share of each step's ``count`` windows, spread evenly over all steps."""
+    seen = step * count + np.arange(count + 1)
+    # A product that falls short of a whole number by rounding is that number.
+    chosen: Mask = np.diff(np.floor(share * seen + 1e-6)) > 0
     return chosen
 
 

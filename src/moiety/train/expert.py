@@ -75,6 +75,7 @@ def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False)
         StateError: ``out`` holds another run, or this one is not resumed as it was begun.
         DataError: text that cannot be read, or too little of it.
         TrustError: the anchor is not what its paper says.
+        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; ``resume`` goes on.
     """
     problem = owner_problem(plan.owner)
     if problem:

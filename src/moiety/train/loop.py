@@ -113,6 +113,8 @@ class Loop:
             if asked:
                 raise KeyboardInterrupt(ADVICE)
         self._save()
+        if asked:  # while it was being saved
+            raise KeyboardInterrupt(ADVICE)
 
     def _step(self) -> dict[str, float]:
         optim = self.config.optim

@@ -4,8 +4,9 @@ Legend: B window, T position, D width, F hidden, R rank.
 
 In every layer both blocks run on every token and are mixed by the two-way softmax of
 ``[0, evidence]``, which is a sigmoid. Shapes are static, nothing is dropped, and no window touches
-another. The row is trained as the log-ratio "mine against public" by its own cross-entropy; because
-the anchor's row is zero for everybody, ratios of owners who never met can be compared.
+another. Rows are trained as the log-ratio "mine against public" by a cross-entropy of their own,
+beside the language-model loss of the windows that they route; because the anchor's row is zero for
+everybody, ratios of owners who never met can be compared.
 
 Most windows are routed by the context rows, with which our loader runs a release, and some by the
 token rows, with which everybody else does: an expert must know how to work under both.
@@ -97,7 +98,7 @@ class LowRankExpert(nn.Module):
 
 @dataclass
 class PairRouting:
-    """How the next pass routes. One object, shared by the layers of one pair.
+    """How the pair routes until it is told otherwise. One object, shared by its layers.
 
     ``borders`` None: every window is one document. ``by_token_B``: which windows the token rows
     route; None: none. While ``alone`` is set only the anchor's block runs.
@@ -218,7 +219,7 @@ class Pair:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def expect(self, documents_BT: Tensor, by_token_B: Tensor | None = None) -> None:
-        """What the windows of the next pass hold, and which of them the token rows route.
+        """What the windows of the coming passes hold, and which of them the token rows route.
 
         ``documents_BT`` is the document of each position, -1 for padding.
         """

@@ -19,7 +19,7 @@ def resumable() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(str(error) or ADVICE) from error
+            raise KeyboardInterrupt(str(error) or "go on with --resume") from error
 
 
 @contextmanager
