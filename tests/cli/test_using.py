@@ -1,4 +1,4 @@
-"""``generate`` and ``eval``: what is on stdout, and that the numbers are the model's."""
+"""``generate``, ``eval``, ``attribute``: what is on stdout, and that numbers are the model's."""
 
 from __future__ import annotations
 
@@ -132,3 +132,25 @@ def test_doctor_finds_this_machine_well(moiety):
     assert said.code == 0, said.out
     assert said.json["healthy"] is True
     assert {"torch", "python", "device"} <= {f["what"] for f in said.json["findings"]}
+
+
+def test_attribute_prints_a_table_and_the_same_numbers_as_json(moiety, release, texts):
+    said = moiety("attribute", release, texts["amy"], texts["bob"], "--json", "--max-tokens", 900)
+    assert said.code == 0
+    found = said.json
+    assert list(found["owners"]) == list(OWNERS)
+    total = sum(owner["shapley"] for owner in found["owners"].values())
+    assert total == pytest.approx(found["together"], abs=1e-6)
+    for name, owner in found["owners"].items():
+        row = next(line for line in said.out.splitlines() if line.split()[:1] == [name])
+        assert f"{owner['shapley']:+.4f}" in row
+        assert f"{owner['routing']:.0%}" in row
+    assert f"{found['tokens']:,} tokens" in said.out
+    assert "8 sets of owners (every set scored)" in said.out
+
+
+def test_attribute_refuses_what_it_cannot_read(moiety, release, tmp_path):
+    said = moiety("attribute", release, tmp_path / "no.txt")
+    assert said.code == 2
+    assert "no.txt" in said.err
+    assert moiety("attribute", release).code == 2

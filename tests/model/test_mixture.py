@@ -54,7 +54,7 @@ def test_an_unknown_expert_is_named_and_so_are_those_there_are(mixture, use):
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"max_new_tokens": 0}, "max tokens"),
-        ({"experts": [["amy"]]}, "1 expert sets for 2 prompts"),
+        ({"experts": [["amy"]]}, "1 expert sets for a batch of 2"),
         ({"prompt": ["x", "ba " * 200]}, "longer than the model's 128 positions"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``moiety generate`` and ``eval``: a release at work, and how good it is."""
+"""``moiety generate``, ``eval`` and ``attribute``: a release at work, how good, and by whom."""
 
 from __future__ import annotations
 
@@ -113,6 +113,50 @@ def eval_(
         screen.note(f"report: {out / 'report.html'}")
     if as_json:
         screen.print_json(to_json_line(done))
+
+
+def attribute(
+    release: ReleaseFolder,
+    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Files of text.")],
+    routing: Routing = "context",
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the text, a fair sample.")] = 4096,
+    window_tokens: Annotated[int, typer.Option(help="Longest context scored with.")] = 256,
+    orders: Annotated[
+        int, typer.Option(help="Orders of joining to draw where owners are more than ten.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Of the sample and the orders.")] = 0,
+    text_field: TextField = "text",
+    skip_bad: SkipBad = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """What a text owes to whom: each owner's Shapley value, beside the routing share.
+
+    The values divide what the release gains over the anchor on this text. Up to ten owners every
+    set of them is scored, so they are exact; the routing share is free, but only a hint.
+
+    Example: moiety attribute release/ letter.txt
+    """
+    from moiety.data import Sources
+    from moiety.evaluate import attribute as divide
+
+    screen.quiet_libraries()
+    with screen.cell_bar("scoring") as watch:
+        done = divide(
+            release,
+            Sources(text, text_field=text_field, skip_bad=skip_bad),
+            routing=routing,
+            max_tokens=max_tokens,
+            window_tokens=window_tokens,
+            orders=orders,
+            device=device,
+            seed=seed,
+            watch=watch,
+        )
+    screen.out().print(done.table())
+    screen.say(*(f"  {line}" for line in done.lines()))
+    if as_json:
+        screen.print_json(done.to_json())
 
 
 def _names(names: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Held-out documents scored one by one: nats and bytes of each, so that intervals can be drawn.
 
-Legend: B window, T target position, D document.
+Legend: B window, T target position, D document. Several models scored at once stand in front.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from moiety.data.packed import PackedText, Windows
 
 Score = Callable[["Windows"], npt.NDArray[np.float32]]
-"""Windows to the nats of each target, float32 ``[B, T]``."""
+"""Windows to the nats of each target, float32 ``[..., B, T]``."""
 
 
 @dataclass(frozen=True)
 class DocumentNats:
-    """What predicting each chosen document cost. Shapes: all ``[D]``."""
+    """What predicting each chosen document cost. Shapes: ``[D]``, of ``nats`` ``[..., D]``."""
 
     documents: npt.NDArray[np.int64]
     nats: npt.NDArray[np.float64]
@@ -55,12 +55,16 @@ def judge_documents(
         raise ValueError("only an aligned text has windows of one document")
     documents = choose_documents(packed, max_tokens, seed)
     windows_W = packed.windows_of(documents)
-    nats_D = np.zeros(packed.num_documents)
+    nats_D: npt.NDArray[np.float64] | None = None
     tokens = 0
     for at in range(0, len(windows_W), batch_windows):
         windows = packed.windows(windows_W[at : at + batch_windows])
         nats_BT = score(windows)
         counted_BT = windows.counted
+        if nats_D is None:
+            nats_D = np.zeros((*nats_BT.shape[:-2], packed.num_documents))
         tokens += int(counted_BT.sum())
-        np.add.at(nats_D, windows.documents[:, 1:][counted_BT], nats_BT[counted_BT])
-    return DocumentNats(documents, nats_D[documents], packed.document_bytes[documents], tokens)
+        places_N = windows.documents[:, 1:][counted_BT]
+        np.add.at(nats_D.T, places_N, nats_BT[..., counted_BT].T)
+    assert nats_D is not None, "at least one document was chosen"
+    return DocumentNats(documents, nats_D[..., documents], packed.document_bytes[documents], tokens)

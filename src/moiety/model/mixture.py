@@ -97,15 +97,23 @@ class Mixture:
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts[0] if isinstance(prompt, str) else texts
 
-    def score(self, tokens_BT: Tensor, documents_BT: Tensor) -> Tensor:
+    def score(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor,
+        *,
+        experts: Sequence[Sequence[str]] | None = None,
+    ) -> Tensor:
         """Nats of each next token of packed windows, ``[B, T]`` for ``T + 1`` tokens a window.
 
         ``documents_BT`` tells which document each token belongs to (-1: padding); evidence starts
         afresh at every border. Targets that are padding get a number too: the caller leaves it out.
+        ``experts`` gives each window its own set.
         """
         device = self.backbone.device
         tokens_BT, documents_BT = tokens_BT.to(device), documents_BT.to(device)
-        with self.routing.documents(Borders.from_documents(documents_BT[:, :-1])):
+        borders = Borders.from_documents(documents_BT[:, :-1])
+        with self._each(experts, len(tokens_BT)), self.routing.documents(borders):
             return token_nats(self.backbone, tokens_BT[:, :-1], tokens_BT[:, 1:])
 
     @contextmanager
@@ -137,7 +145,7 @@ class Mixture:
             yield
             return
         if len(experts) != count:
-            raise ConfigError(f"{len(experts)} expert sets for {count} prompts")
+            raise ConfigError(f"{len(experts)} expert sets for a batch of {count}")
         sets = [self.slots(names) for names in experts]
         if len(set(sets)) == 1:
             with self.routing.using(sets[0]):

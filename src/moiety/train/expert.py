@@ -39,7 +39,7 @@ from moiety.train.texts import Texts, prepare_texts
 OWN_EPOCHS = 3
 """Most passes over the owner's text by default; held-out loss ends training sooner."""
 
-TOKENS_PER_PARAMETER = 0.2
+TOKENS_PER_PARAMETER = 0.17
 """Most training tokens by default, per parameter of the anchor."""
 
 RUN_PAPER = "run.json"
