@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
+from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -174,12 +176,15 @@ def shapley(worth_S: Floats) -> Floats:
 def drawn_shapley(worth: Worth, count: int, orders: int, seed: int) -> tuple[Floats, Floats]:
     """Estimated values and their standard errors, both ``[N]``, from drawn orders in pairs."""
     dice = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(-(-orders // 2)):
-        order = dice.permutation(count)
-        pairs.append(np.mean([_added(worth, way) for way in (order, order[::-1])], axis=0))
-    drawn = np.stack(pairs)
-    return drawn.mean(axis=0), drawn.std(axis=0, ddof=1) / math.sqrt(len(drawn))
+    halves = [dice.permutation(count).tolist() for _ in range(-(-orders // 2))]
+    both = [way for order in halves for way in (order, order[::-1])]
+    # Python's numbers: a set of more than 63 owners does not fit another.
+    sets = [list(accumulate((1 << owner for owner in order), or_, initial=0)) for order in both]
+    worth_OS = worth([number for row in sets for number in row]).reshape(len(both), count + 1)
+    added_ON = np.empty((len(both), count))
+    np.put_along_axis(added_ON, np.array(both), np.diff(worth_OS, axis=1), axis=1)
+    pairs = added_ON.reshape(-1, 2, count).mean(axis=1)
+    return pairs.mean(axis=0), pairs.std(axis=0, ddof=1) / math.sqrt(len(pairs))
 
 
 def rank_correlation(one: Floats, other: Floats) -> float | None:
@@ -197,13 +202,6 @@ def _ranks(values: Floats) -> Floats:
     last = count.cumsum()
     ranks: Floats = (last - (count - 1) / 2)[place]
     return ranks
-
-
-def _added(worth: Worth, order: NDArray[Any]) -> Floats:
-    sets = [0, *np.bitwise_or.accumulate(1 << order.astype(np.int64)).tolist()]
-    added = np.empty(len(order))
-    added[order] = np.diff(worth(sets))
-    return added
 
 
 class _Scorer:
