@@ -115,6 +115,23 @@ def test_a_second_request_stops_at_once_and_the_last_checkpoint_stands(bench, tm
     assert_same(train(bench, tmp_path / "parts", config, resume=True), whole)
 
 
+def test_a_request_while_the_end_is_saved_is_not_lost(bench, tmp_path, monkeypatch):
+    config = tiny.settings()
+    whole = train(bench, tmp_path / "whole", config)
+    save = Loop._save
+
+    def saving(loop):
+        if loop.at.step == tiny.STEPS:
+            signal.raise_signal(signal.SIGTERM)
+        save(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_save", saving)
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            train(bench, tmp_path / "parts", config)
+    assert_same(train(bench, tmp_path / "parts", config, resume=True), whole)
+
+
 def test_stopping_early_for_want_of_gain_survives_an_interruption(bench, tmp_path):
     config = tiny.settings("budget.judge_every=1", "budget.patience=2")
     whole = train(bench, tmp_path / "whole", config, spoiled_from=5)
