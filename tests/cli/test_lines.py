@@ -64,6 +64,11 @@ LINES = {
         "as_json": True,
     },
     "eval REL --data x=1 --routing token": {"routing": "token"},
+    "attribute REL a.txt b.txt --routing token --json": {
+        "text": ["a.txt", "b.txt"],
+        "routing": "token",
+        "as_json": True,
+    },
     'generate REL --prompt "The patient"': {"prompt": "The patient"},
     "generate REL --prompt a --max-tokens 5 --temperature 0": {
         "max_tokens": 5,
