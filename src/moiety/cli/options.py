@@ -14,6 +14,8 @@ ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The rele
 TextField = Annotated[str, typer.Option(help="Field that holds the text (JSONL, Parquet).")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines; do not stop.")]
 
+WindowTokens = Annotated[int, typer.Option(help="Longest context scored with.")]
+
 Tokens = Annotated[
     int | None, typer.Option(help="Training tokens, public ones included; default: as pays.")
 ]

@@ -17,6 +17,7 @@ from moiety.cli.options import (
     Routing,
     SkipBad,
     TextField,
+    WindowTokens,
 )
 from moiety.errors import ConfigError
 
@@ -73,7 +74,7 @@ def eval_(
     routing: Routing = "context",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, charts, HTML.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each text, a fair sample.")] = 32_768,
-    window_tokens: Annotated[int, typer.Option(help="Longest context scored with.")] = 256,
+    window_tokens: WindowTokens = 256,
     top_k: Annotated[
         int | None, typer.Option(help="Experts a token uses; default: as merged.")
     ] = None,
@@ -120,7 +121,7 @@ def attribute(
     text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Files of text.")],
     routing: Routing = "context",
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text, a fair sample.")] = 4096,
-    window_tokens: Annotated[int, typer.Option(help="Longest context scored with.")] = 256,
+    window_tokens: WindowTokens = 256,
     orders: Annotated[
         int, typer.Option(help="Orders of joining to draw where owners are more than ten.")
     ] = 100,

@@ -1,6 +1,6 @@
 """What a text owes to whom: each owner's Shapley value, beside the cheap routing share.
 
-Legend: S set of owners, N owner, D document.
+Legend: S set of owners, N owner, B window, T position, L layer.
 
 The worth of a set of owners is how many bits fewer the text costs with exactly their experts than
 with the anchor alone. An owner's Shapley value is what it adds to that on average, over all orders
@@ -15,7 +15,7 @@ et al. 2022, section 4.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from operator import or_
@@ -30,8 +30,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from moiety.data import PackedText, Skipped, Sources, load_tokenizer, pack_text
+from moiety.data import PackedText, Sources
 from moiety.errors import ConfigError
+from moiety.evaluate.matrix import Watcher, pack_documents
 from moiety.merge import load_release
 from moiety.model import Mixture
 
@@ -42,7 +43,6 @@ _ROWS = 16
 """Windows times sets in one forward pass."""
 
 Floats = NDArray[np.float64]
-Watcher = Callable[[str, int, int], None]
 Worth = Callable[[Sequence[int]], Floats]
 """Sets, each a number whose bit n stands for owner n, to what they are worth, ``[S]``."""
 
@@ -70,10 +70,7 @@ class Attribution:
         table = Table(box=box.SIMPLE_HEAD)
         for title in ("owner", "worth, bits per byte", "routing share"):
             table.add_column(title, justify="left" if title == "owner" else "right")
-        errors = self.error or [None] * len(self.owners)
-        for owner, worth, error, share in zip(
-            self.owners, self.shapley, errors, self.routing, strict=True
-        ):
+        for owner, worth, error, share in self._rows():
             told = f"{worth:+.4f}" if error is None else f"{worth:+.4f} ± {1.96 * error:.4f}"
             table.add_row(Text(owner), told, f"{share:.0%}")
         table.add_row("together", f"{self.together:+.4f}", f"{sum(self.routing):.0%}", style="bold")
@@ -91,14 +88,16 @@ class Attribution:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        errors = self.error or [None] * len(self.owners)
-        rows = zip(self.owners, self.shapley, errors, self.routing, strict=True)
         return asdict(self) | {
             "owners": {
                 owner: {"shapley": worth, "standard_error": error, "routing": share}
-                for owner, worth, error, share in rows
+                for owner, worth, error, share in self._rows()
             }
         }
+
+    def _rows(self) -> Iterator[tuple[str, float, float | None, float]]:
+        errors = self.error or [None] * len(self.owners)
+        return zip(self.owners, self.shapley, errors, self.routing, strict=True)
 
 
 def attribute(
@@ -127,23 +126,14 @@ def attribute(
     owners = mixture.names[1:]
     if not owners:
         raise ConfigError("a release without owners owes nobody anything", where=release)
-    tokenizer, separator = load_tokenizer(release)
     with TemporaryDirectory() as scratch:
-        text = pack_text(
-            sources.documents(Skipped()),
-            tokenizer,
-            Path(scratch) / "text",
-            window_tokens=window_tokens,
-            separator=separator,
-            align=True,
-        )
+        text = pack_documents(release, sources, Path(scratch) / "text", window_tokens)
         scorer = _Scorer(mixture, text, max_tokens, seed, watch)
-        error = None
+        share_N, error = scorer.routing(), None
         if len(owners) <= EXACT_OWNERS:
             values = shapley(scorer.worth(range(2 ** len(owners))))
         else:
             values, error = drawn_shapley(scorer.worth, len(owners), orders, seed)
-        share_N = scorer.routing()
         everybody = 2 ** len(owners) - 1
         return Attribution(
             owners=tuple(owners),

@@ -56,7 +56,12 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
     models = model_names(release.names[1:])
     with TemporaryDirectory() as scratch:
         texts = {
-            name: _pack(question, paths, Path(scratch) / str(number))
+            name: pack_documents(
+                question.release,
+                Sources(paths, text_field=question.text_field, skip_bad=question.skip_bad),
+                Path(scratch) / str(number),
+                question.window_tokens,
+            )
             for number, (name, paths) in enumerate(question.texts.items())
         }
         scores, facts, routing = _fill(mixture, models, texts, question, watch)
@@ -95,14 +100,14 @@ def choose(mixture: Mixture, model: str) -> AbstractContextManager[Any]:
     return mixture.only(*model.split("+")[1:])
 
 
-def _pack(question: Question, paths: Sequence[str], folder: Path) -> PackedText:
-    tokenizer, separator = load_tokenizer(question.release)
-    sources = Sources(paths, text_field=question.text_field, skip_bad=question.skip_bad)
+def pack_documents(release: Path, sources: Sources, folder: Path, window_tokens: int) -> PackedText:
+    """Text as a release's tokenizer sees it, no two documents in one window."""
+    tokenizer, separator = load_tokenizer(release)
     return pack_text(
         sources.documents(Skipped()),
         tokenizer,
         folder,
-        window_tokens=question.window_tokens,
+        window_tokens=window_tokens,
         separator=separator,
         align=True,
     )
