@@ -12,10 +12,11 @@ from transformers import FlexOlmoForCausalLM
 
 from moiety.baselines import load_joint
 from moiety.data import PackedText, Skipped
-from moiety.errors import ConfigError
+from moiety.errors import ConfigError, StateError
 from moiety.model import load_dense
 from moiety.train.baselines import continue_dense, train_btx, train_joint
 from moiety.train.joint import UnionBatches, _mean, _mixture, mixture_job
+from moiety.train.judge import judge_backbone
 from moiety.train.texts import prepare_text
 from moiety.train.trained import load_start
 
@@ -132,6 +133,22 @@ def test_the_loss_is_that_of_the_stock_model(village, packed):
     assert float(output.aux_loss) > 1.5, "three experts, two of them chosen: about two"
 
 
+def gradients(village, packed, *way):
+    config = tiny.settings(*way)
+    model = copies(village.anchor, 3, 2)
+    job = mixture_job(model, packed, config, load_start(village.anchor, config), "joint")
+    for loss in job.losses(0):
+        loss.backward()
+    return {name: parameter.grad for name, parameter in job.parameters.items()}
+
+
+def test_recomputed_activations_give_the_same_gradients_the_balance_s_too(village, packed):
+    plain = gradients(village, packed)
+    again = gradients(village, packed, "compute.checkpoint_activations=true")
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_everything_is_trained_the_router_too(village, tmp_path, top_k):
     made = train_joint(
@@ -157,8 +174,6 @@ def test_everything_is_trained_the_router_too(village, tmp_path, top_k):
 
 
 def test_training_together_helps_every_text(village, packed, tmp_path):
-    from moiety.train.judge import judge_backbone
-
     made = train_joint(
         village.anchor,
         village.texts,
@@ -230,8 +245,6 @@ def test_btx_is_trained_on_public_text_and_remembers_its_models(village, dense, 
     made = train_btx(village.anchor, dense, *public, tmp_path / "btx", **how)
     assert made.tokens_seen == 1536
     assert train_btx(village.anchor, dense, *public, tmp_path / "btx", **how) == made
-    from moiety.errors import StateError
-
     with pytest.raises(StateError, match="other text"):
         train_btx(village.anchor, dense[:1], *public, tmp_path / "btx", **how)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests import tiny
+from tests import makers, tiny
 from tests.train.test_dense import interrupted_at
 
 from moiety import family
@@ -272,8 +272,6 @@ def test_experts_of_other_anchors_or_other_public_rows_are_refused(village, owne
     with pytest.raises(ConfigError, match="another public row"):
         merge_recipe(village.anchor, {"amy": owners["amy"], "bob": stranger}, top_k=2)
     (tmp_path / "far").mkdir()
-    from tests import makers
-
     far = makers.make_anchor(tmp_path / "far" / "anchor", width=8)
     with pytest.raises(ConfigError, match="another anchor"):
         merge_recipe(far, {"amy": owners["amy"]}, top_k=2)

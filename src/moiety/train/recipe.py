@@ -129,6 +129,7 @@ def train_recipe(
         packed = prepare_texts(anchor, text, heldout, config, scratch / "text", Skipped())
         begin = _first_rows(start.backbone, packed, anchor, owner, rows, config.seed)
         pair = recipe_pair(start.backbone, begin, bias=bias)
+        start.compute.prepare_frozen(pair)
         frozen = frozen_digest(pair)
         job = dense_job(
             pair, packed.own, packed.own_heldout, config, start.compute, start.steps, title=out.name
