@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moiety.bundle import papers
-from moiety.family import OLMO2
+from moiety.family import EVIDENCE_TABLE, OLMO2
 from moiety.files import canonical_json, digest_bytes, digest_file, link_or_copy
 from moiety.merge import layout
 from moiety.merge.card import release_card
@@ -36,9 +36,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Member:
-    """An expert that will get a slot: its facts, its rows as bytes, and its tensors.
+    """An expert that will get a slot: its facts, its table and rows as bytes, and its tensors.
 
-    ``context`` rows are F32, ``token`` rows in the anchor's dtype, one of each a layer.
+    ``evidence`` is F32; ``token`` rows are in the anchor's dtype, one a layer.
     ``pieces(slot)`` names the tensors for a slot. ``papers`` are manifest and signature.
     """
 
@@ -50,7 +50,7 @@ class Member:
     terms: papers.Terms | None
     delta: Mapping[str, str] | None
     papers: tuple[bytes, ...]
-    context: tuple[bytes, ...]
+    evidence: bytes
     token: tuple[bytes, ...]
     pieces: Callable[[int], list[Piece]]
     standing: Standing | None = None
@@ -73,11 +73,10 @@ class Ground:
     standing: Standing | None = None
 
 
-def zero_rows(paper: papers.AnchorPaper) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """The anchor's rows: zero, so that every other row is a log-ratio against it."""
-    (_, context), (_, token) = layout.row_shapes(1, paper.width)
-    zeros = bytes(context * ITEM_BYTES["F32"]), bytes(token * ITEM_BYTES[paper.dtype])
-    return (zeros[0],) * paper.num_layers, (zeros[1],) * paper.num_layers
+def zero_rows(paper: papers.AnchorPaper) -> tuple[bytes, tuple[bytes, ...]]:
+    """The anchor's table and rows: zero, so that every other one is a log-ratio against it."""
+    row = bytes(paper.width * ITEM_BYTES[paper.dtype])
+    return bytes(paper.vocab * ITEM_BYTES["F32"]), (row,) * paper.num_layers
 
 
 def assemble(
@@ -137,23 +136,19 @@ def _place_shards(
 
 
 def _write_rows(folder: Path, paper: papers.AnchorPaper, placed: Sequence[Member]) -> None:
-    context_shape, token_shape = layout.row_shapes(len(placed), paper.width)
-    layers = range(paper.num_layers)
-    context = [
-        TensorPlan(layout.context_name(n), "F32", context_shape, [m.context[n] for m in placed])
-        for n in layers
-    ]
+    evidence_shape, token_shape = layout.row_shapes(len(placed), paper.width, paper.vocab)
+    tables = [TensorPlan(EVIDENCE_TABLE, "F32", evidence_shape, [m.evidence for m in placed])]
     token = [
         TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [m.token[n] for m in placed])
-        for n in layers
+        for n in range(paper.num_layers)
     ]
-    write_tensors(folder / layout.CONTEXT, context)
+    write_tensors(folder / layout.EVIDENCE, tables)
     write_tensors(folder / layout.ROUTER, token)
 
 
 def _slot(member: Member, number: int, written: Written) -> Slot:
     rows = Rows(
-        context=tuple(digest_bytes(row) for row in member.context),
+        evidence=digest_bytes(member.evidence),
         token=tuple(digest_bytes(row) for row in member.token),
     )
     return Slot(
@@ -184,6 +179,7 @@ def _write_papers(
     draft = Roster.model_construct(
         family=paper.family,
         num_layers=paper.num_layers,
+        vocab=paper.vocab,
         width=paper.width,
         hidden=paper.hidden,
         anchor=ground.digest,
@@ -226,7 +222,7 @@ def config_for(roster: Roster, source: Mapping[str, Any]) -> dict[str, Any]:
 def index_for(roster: Roster, paper: papers.AnchorPaper) -> dict[str, Any]:
     """The release's weight index: which shard holds which tensor."""
     shared = layout.shared_names(paper.tensors, paper.num_layers)
-    _, gate_shape = layout.row_shapes(len(roster.experts), roster.width)
+    _, gate_shape = layout.row_shapes(len(roster.experts), roster.width, roster.vocab)
     shards: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
         layout.SHARED: {
             name: (paper.tensors[name].shape, paper.tensors[name].dtype) for name in shared

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from moiety.family import MATRICES, OLMO2, delta_in, delta_out, matrix_shape, weight
+from moiety.family import EVIDENCE_TABLE, MATRICES, OLMO2, delta_in, delta_out, matrix_shape, weight
 
 ROSTER = "roster.json"
 SHARED = "shared.safetensors"
 ROUTER = "router.safetensors"
-CONTEXT = "context.safetensors"
+EVIDENCE = "evidence.safetensors"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
@@ -46,7 +46,7 @@ def bundle_files(name: str) -> tuple[str, str]:
 
 def own_files(names: Sequence[str], native: bool) -> list[str]:
     """Every file of a release but roster, shards and what came with the tokenizer."""
-    found = [CONFIG, CARD, ROUTER, CONTEXT, *ANCHOR_FILES]
+    found = [CONFIG, CARD, ROUTER, EVIDENCE, *ANCHOR_FILES]
     found += [] if native else [INDEX]
     return sorted(found + [path for name in names[1:] for path in bundle_files(name)])
 
@@ -89,14 +89,11 @@ def factor_shapes(num_layers: int, width: int, hidden: int, rank: int) -> Shapes
     return shapes
 
 
-def context_name(layer: int) -> str:
-    """The stacked context rows of a layer, in ``context.safetensors``."""
-    return f"layers.{layer}.context"
-
-
-def row_shapes(experts: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of a layer's stacked context rows, each with its bias, and of its token rows."""
-    return (experts, width + 1), (experts, width)
+def row_shapes(
+    experts: int, width: int, vocabulary: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the stacked tables of evidence, and of a layer's stacked token rows."""
+    return (experts, vocabulary), (experts, width)
 
 
 def shared_names(names: Collection[str], num_layers: int) -> list[str]:
@@ -104,9 +101,9 @@ def shared_names(names: Collection[str], num_layers: int) -> list[str]:
     return sorted(set(names) - {dense for dense, _, _ in matrix_names(num_layers, 0)})
 
 
-def row_tensors(num_layers: int, slot: int) -> list[tuple[str, str]]:
-    """How papers name one expert's (context row, token row) in each layer of a release."""
-    return [
-        (f"{context_name(layer)}.{slot}", f"{OLMO2.gate(layer)}.{slot}")
-        for layer in range(num_layers)
-    ]
+def row_tensors(num_layers: int, slot: int) -> tuple[str, list[str]]:
+    """How papers name one expert's table, and its token row in each layer, of a release."""
+    return (
+        f"{EVIDENCE_TABLE}.{slot}",
+        [f"{OLMO2.gate(layer)}.{slot}" for layer in range(num_layers)],
+    )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moiety.bundle import anchors, verify_manifest
 from moiety.errors import IntegrityError, PolicyError
-from moiety.family import OLMO2, context_row, token_row
+from moiety.family import EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
 from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
 from moiety.merge import layout
 from moiety.merge.assemble import config_for, index_for, zero_rows
-from moiety.merge.roster import Roster, Slot, read_roster
+from moiety.merge.roster import Roster, Rows, Slot, read_roster
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import run_jobs
 from moiety.tensors import TensorFile, open_tensors
@@ -103,7 +103,7 @@ def load_release(
         [release.folder / expert.shard for expert in roster.experts],
         [expert.rank if roster.holds_factors(expert) else None for expert in roster.experts],
         router=release.folder / roster.routing.token,
-        context=release.folder / roster.routing.context,
+        evidence=release.folder / roster.routing.evidence,
         top_k=roster.effective_top_k,
         routing=routing,
         dtype=dtype,
@@ -134,7 +134,7 @@ def _check_anchor(release: Release) -> None:
     roster, paper, folder = release.roster, release.anchor.paper, release.folder
     if release.anchor.digest != roster.anchor:
         raise IntegrityError("the roster names another anchor", where=folder)
-    for field in ("family", "num_layers", "width", "hidden", "dtype"):
+    for field in ("family", "num_layers", "width", "hidden", "vocab", "dtype"):
         if getattr(roster, field) != getattr(paper, field):
             raise IntegrityError(f"{field} is not the anchor's", where=folder / layout.ROSTER)
     taken = {name for name in paper.files if name in layout.TOKENIZER_FILES}
@@ -149,10 +149,9 @@ def _check_anchor(release: Release) -> None:
     for dense, _, mixed in layout.matrix_names(paper.num_layers, 0):
         if first.tensors[mixed] != paper.tensors[dense].sha256:
             raise IntegrityError(f"slot 0 is not the anchor: {mixed}", where=folder)
-    context, token = zero_rows(paper)
-    if first.rows.context != tuple(map(digest_bytes, context)) or first.rows.token != tuple(
-        map(digest_bytes, token)
-    ):
+    evidence, token = zero_rows(paper)
+    zero = Rows(evidence=digest_bytes(evidence), token=tuple(map(digest_bytes, token)))
+    if first.rows != zero:
         raise IntegrityError("the anchor's rows are not zero", where=folder)
 
 
@@ -164,7 +163,7 @@ def _check_owner(release: Release, expert: Slot) -> None:
     said = (expert.owner, expert.bundle, expert.rank, expert.terms, roster.anchor)
     if (manifest.owner, signed.digest, manifest.rank, manifest.terms, manifest.anchor) != said:
         raise IntegrityError("the roster and the signed manifest disagree", where=folder)
-    for field in ("family", "num_layers", "width", "hidden"):
+    for field in ("family", "num_layers", "width", "hidden", "vocab"):
         if getattr(roster, field) != getattr(manifest, field):
             raise IntegrityError(f"{field} is not the release's", where=folder)
     claims = _claims(roster, expert)
@@ -180,9 +179,8 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
     Rounding to another dtype changes the bits, so the digests agree only where dtypes do; None
     means they must agree in any case.
     """
-    claims: list[tuple[str, str, str | None]] = []
+    claims: list[tuple[str, str, str | None]] = [(EVIDENCE, expert.rows.evidence, "F32")]
     for layer in range(roster.num_layers):
-        claims.append((context_row(layer), expert.rows.context[layer], "F32"))
         claims.append((token_row(layer), expert.rows.token[layer], roster.dtype))
     if expert.delta is not None:
         signed = {name for pair in layout.factor_names(roster.num_layers) for name in pair}
@@ -197,22 +195,33 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
 
 def _check_rows(release: Release) -> None:
     roster = release.roster
-    context, token = layout.row_shapes(len(roster.experts), roster.width)
-    layers = range(roster.num_layers)
-    stacks = [
-        ("context", layout.CONTEXT, [layout.context_name(n) for n in layers], context, "F32"),
-        ("token", layout.ROUTER, [OLMO2.gate(n) for n in layers], token, roster.dtype),
-    ]
-    for kind, file_name, names, shape, dtype in stacks:
-        with open_tensors(release.folder / file_name) as file:
-            _check_spans(file, dict.fromkeys(names, (shape, dtype)))
-            for layer, name in enumerate(names):
-                row_bytes = file.spans[name].num_bytes // shape[0]
-                for expert in roster.experts:
-                    data = bytes(file.read_range(name, expert.slot * row_bytes, row_bytes))
-                    if digest_bytes(data) != getattr(expert.rows, kind)[layer]:
-                        where = f"{file.path}: {name}"
-                        raise IntegrityError(f"not the row of {expert.name}", where=where)
+    evidence, token = layout.row_shapes(len(roster.experts), roster.width, roster.vocab)
+    gates = [OLMO2.gate(layer) for layer in range(roster.num_layers)]
+    tables = {EVIDENCE_TABLE: [expert.rows.evidence for expert in roster.experts]}
+    rows = {
+        gate: [expert.rows.token[layer] for expert in roster.experts]
+        for layer, gate in enumerate(gates)
+    }
+    _check_stack(release, layout.EVIDENCE, evidence, "F32", tables)
+    _check_stack(release, layout.ROUTER, token, roster.dtype, rows)
+
+
+def _check_stack(
+    release: Release,
+    file_name: str,
+    shape: tuple[int, int],
+    dtype: str,
+    digests: dict[str, list[str]],
+) -> None:
+    """Every row of every stacked tensor of a file against the roster's digest of it."""
+    with open_tensors(release.folder / file_name) as file:
+        _check_spans(file, dict.fromkeys(digests, (shape, dtype)))
+        for name, expected in digests.items():
+            row_bytes = file.spans[name].num_bytes // shape[0]
+            for slot, digest in enumerate(expected):
+                if digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes))) != digest:
+                    where = f"{file.path}: {name}"
+                    raise IntegrityError(f"not the row of {release.names[slot]}", where=where)
 
 
 def _check_shards(release: Release) -> None:

@@ -23,9 +23,9 @@ TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
 
 
 class Rows(papers.Paper):
-    """Digest of an expert's router row in each layer, as the release holds it."""
+    """Digests of an expert's table of evidence, and of its token row in each layer of a release."""
 
-    context: tuple[papers.Digest, ...]
+    evidence: papers.Digest
     token: tuple[papers.Digest, ...]
 
 
@@ -67,10 +67,10 @@ class Slot(papers.Paper):
 
 
 class RoutingFiles(papers.Paper):
-    """Where the rows are."""
+    """Where the token rows and the tables of evidence are."""
 
     token: Literal["router.safetensors"] = "router.safetensors"
-    context: Literal["context.safetensors"] = "context.safetensors"
+    evidence: Literal["evidence.safetensors"] = "evidence.safetensors"
 
 
 class Roster(papers.ModelFacts):
@@ -137,8 +137,8 @@ class Roster(papers.ModelFacts):
         where = f"slot {expert.slot}:"
         if set(expert.tensors) != set(self.shapes(expert)):
             raise ValueError(f"{where} tensors are not those of an expert")
-        if {len(expert.rows.context), len(expert.rows.token)} != {self.num_layers}:
-            raise ValueError(f"{where} needs a row of each kind in every layer")
+        if len(expert.rows.token) != self.num_layers:
+            raise ValueError(f"{where} needs a token row in every layer")
         factors = {name for pair in layout.factor_names(self.num_layers) for name in pair}
         if expert.delta is not None and set(expert.delta) != factors:
             raise ValueError(f"{where} factors are not those of a low-rank expert")

@@ -138,11 +138,8 @@ def _assemble_without(
 def removed_digests(release: Release, expert: Slot) -> dict[str, str]:
     """Every tensor and row of an expert by its name in the release, with its digest."""
     removed = dict(expert.tensors)
-    names = layout.row_tensors(release.roster.num_layers, expert.slot)
-    for layer, (context, token) in enumerate(names):
-        removed[context] = expert.rows.context[layer]
-        removed[token] = expert.rows.token[layer]
-    return removed
+    table, rows = layout.row_tensors(release.roster.num_layers, expert.slot)
+    return removed | {table: expert.rows.evidence} | dict(zip(rows, expert.rows.token, strict=True))
 
 
 def _still_held(release: Release, removed: dict[str, str]) -> dict[str, str]:

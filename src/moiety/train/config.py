@@ -81,6 +81,8 @@ class PairConfig(Section):
     """Weight of the rows' own cross-entropy beside the language-model loss; 0: no fit either."""
     token_share: float = Field(0.25, ge=0, le=1)
     """Share of the windows that are routed by the token rows; the others by the context rows."""
+    crowd_share: float = Field(0.0, ge=0, le=1)
+    """Share of own windows trained as if other owners' experts took some of the weight."""
 
 
 class ComputeConfig(Section):
