@@ -180,8 +180,7 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
     means they must agree in any case.
     """
     claims: list[tuple[str, str, str | None]] = [(EVIDENCE, expert.rows.evidence, "F32")]
-    for layer in range(roster.num_layers):
-        claims.append((token_row(layer), expert.rows.token[layer], roster.dtype))
+    claims += [(token_row(n), row, roster.dtype) for n, row in enumerate(expert.rows.token)]
     if expert.delta is not None:
         signed = {name for pair in layout.factor_names(roster.num_layers) for name in pair}
         tables = [expert.delta, expert.tensors] if roster.holds_factors(expert) else [expert.delta]
@@ -219,7 +218,10 @@ def _check_stack(
         for name, expected in digests.items():
             row_bytes = file.spans[name].num_bytes // shape[0]
             for slot, digest in enumerate(expected):
-                if digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes))) != digest:
+                if (
+                    digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes)))
+                    != digest
+                ):
                     where = f"{file.path}: {name}"
                     raise IntegrityError(f"not the row of {release.names[slot]}", where=where)
 
