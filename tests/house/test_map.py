@@ -20,6 +20,7 @@ __init__ __main__
 cli
 demo
 serve evaluate audit hub
+baselines
 merge train
 model data privacy bundle
 tensors

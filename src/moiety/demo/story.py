@@ -21,7 +21,7 @@ from moiety.demo.texts import write_public
 from moiety.errors import StateError
 from moiety.evaluate import Question, evaluate, report
 from moiety.merge import load_release, merge, verify_receipt_against, withdraw
-from moiety.train import PRESETS, new_anchor, resolve_config
+from moiety.train import PRESETS, new_anchor
 
 PUBLIC_BYTES = 2_500_000
 OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500_000}
@@ -71,7 +71,7 @@ class Story:
         split_lines(public, text, self.desk / "texts" / "public.jsonl")
         public.unlink()
         self._command(f"anchor new {text} --preset tiny --out {self.desk / 'anchor'}")
-        settings = resolve_config(PRESETS["tiny"].train_config(0), None, ANCHOR_SETTINGS)
+        settings = PRESETS["tiny"].train_config(0).resolve(None, ANCHOR_SETTINGS)
         made = new_anchor(
             Sources([str(text)]), self.desk / "anchor", preset="tiny", config=settings
         )
