@@ -1,4 +1,4 @@
-"""The pieces that charts are drawn with: PNG, light or dark, colours that colour-blind readers tell.
+"""The pieces that charts are drawn with: PNG, light or dark, colours colour-blind readers tell.
 
 Figures are made without pyplot, which keeps every figure and its settings at module level.
 Source: Okabe and Ito, Color Universal Design, 2008, for the palette.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
+from moiety.study.bills import Bills
 from moiety.study.methods import Row
 from moiety.study.paper import Finding, Number, RowCost, StudyReport, StudyRow, TextFacts
 from moiety.study.places import Study
@@ -26,7 +27,8 @@ def report_on(study: Study) -> StudyReport:
     scores = Scores(study)
     whole = scores.measure()
     first = {count: scores.measure(count) for count in FIRST_TOKENS}
-    table = tuple(_row(row, whole, first, None) for row in scores.rows)
+    bills = Bills(study)
+    table = tuple(_row(row, whole, first, bills.of(row)) for row in scores.rows)
     removal = _removal(study, whole)
     return StudyReport(
         name=study.plan.paper.name,

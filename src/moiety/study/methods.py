@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moiety.baselines import likelihood
 
 Nats = NDArray[np.float64]
 Combine = Callable[[Nats, NDArray[np.bool_]], Nats]
@@ -107,18 +110,14 @@ def _by_owner(method: str, owners: tuple[str, ...]) -> Row:
 
 def _mixed(method: str, owners: tuple[str, ...]) -> Row:
     """All of several models run, on every text."""
-    from moiety import baselines  # type: ignore[attr-defined]
-
     mixed = dense_models(owners)
     if method == "btm-pairs":
         mixed = ("anchor", *(f"pair-{owner}" for owner in owners))
     if method == "prompt-routing":
-        return Row(method, method, METHODS[method], lambda _text: mixed, baselines.route_by_prompt)
-    top = {"btm-top1": 1, "btm-top2": 2}.get(method, len(mixed))
+        return Row(method, method, METHODS[method], lambda _text: mixed, likelihood.route_by_prompt)
+    top = {"btm-top1": 1, "btm-top2": 2}.get(method)
 
-    def combine(nats_MWT: Nats, counted_WT: NDArray[np.bool_]) -> Nats:
-        return baselines.branch_train_merge(nats_MWT, counted_WT, top=top)
-
+    combine: Combine = partial(likelihood.branch_train_merge, top=top)
     return Row(method, method, METHODS[method], lambda _text: mixed, combine)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -21,15 +22,21 @@ def write_report(report: StudyReport, folder: Path) -> None:
         light,
         charts.draw(report, dark=True),
         room="moiety.study",
-        filters={"flops": show_count, "found": show_finding, "half": show_half},
+        filters={
+            "count": show_count,
+            "found": show_finding,
+            "found_ends": show_ends,
+            "half": show_half,
+        },
         report=report,
     )
     pages.write_folder(folder, report.model_dump(mode="json"), page, light, replace=True)
 
 
 def render_tables(report: StudyReport) -> Iterator[Table]:
-    """The tables for the terminal: every row with its costs, then the summary."""
-    yield _rows(report)
+    """The tables for the terminal: bits per byte, gaps and costs, prices of removal, the summary."""
+    yield _bits_per_byte(report)
+    yield _gaps_and_costs(report)
     if report.removal:
         table = _table("Price of removal, bits per byte above the anchor", "owner", "price", "95 %")
         for owner, price in report.removal.items():
@@ -43,40 +50,49 @@ def render_tables(report: StudyReport) -> Iterator[Table]:
         yield table
 
 
-def _rows(report: StudyReport) -> Table:
-    columns = (*report.text_names, "mean", "gap closed", "first 32", "first 128")
-    table = _table("Bits per byte", "method", *columns, "training", "a token", "parameters")
+def _bits_per_byte(report: StudyReport) -> Table:
+    table = _table("Bits per byte", "method", *report.text_names, "mean", "95 %")
     table.caption = (
-        f"mean of {len(report.seeds)} seed(s), ± half the 95 % interval; costs in FLOPs; bold: best"
+        f"mean of {len(report.seeds)} seed(s); lower is better; bold: best of its column"
     )
     for row in report.rows:
-        cells = [_bits(row.bits_per_byte.get(text), report.best(text)) for text in report.text_names]
-        cells.append(_bits(row.mean, report.best(None)))
-        gaps = [row.gap_closed, *(row.gap_closed_first.get(count) for count in ("32", "128"))]
-        cells += [Text("–" if gap is None else pages.show_share(gap.value)) for gap in gaps]
-        table.add_row(Text(row.name), *cells, *map(Text, _costs(row)))
+        cells = [
+            _bits(row.bits_per_byte.get(text), report.best(text)) for text in report.text_names
+        ]
+        half = Text("" if row.mean is None else show_half(row.mean))
+        table.add_row(Text(row.name), *cells, _bits(row.mean, report.best(None)), half)
+    return table
+
+
+def _gaps_and_costs(report: StudyReport) -> Table:
+    columns = ("whole", "first 128", "first 32", "training", "a token", "parameters")
+    table = _table("Gap closed, and what it takes", "method", *columns)
+    table.caption = "gap closed on whole documents and their first tokens; costs in FLOPs"
+    for row in report.rows:
+        gaps = [row.gap_closed, *(row.gap_closed_first.get(count) for count in ("128", "32"))]
+        cells = ["-" if gap is None else pages.show_share(gap.value) for gap in gaps]
+        table.add_row(Text(row.name), *cells, *_costs(row))
     return table
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column(first, no_wrap=True)
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(first)
     for column in columns:
         # Text, not str: names are other people's, and square brackets are markup to rich.
-        table.add_column(Text(column), justify="right")
+        table.add_column(Text(column), justify="right", no_wrap=True)
     return table
 
 
 def _bits(number: Number | None, best: float) -> Text:
     if number is None:
-        return Text("–")
-    style = "bold" if number.value == best else ""
-    return Text(pages.show(number.value), style).append(f" {show_half(number)}", "not bold dim")
+        return Text("-")
+    return Text(pages.show(number.value), "bold" if number.value == best else "")
 
 
 def _costs(row: StudyRow) -> tuple[str, str, str]:
     if row.cost is None:
-        return "–", "–", "–"
+        return "-", "-", "-"
     cost = row.cost
     numbers = (cost.training_flops, cost.inference_flops_per_token, cost.parameters)
     training, inference, parameters = map(show_count, numbers)

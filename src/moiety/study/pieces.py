@@ -12,8 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from moiety.study import makers, models
-from moiety.study.methods import dense_models, rows
+from moiety.study.methods import DENSE, dense_models, rows
 from moiety.study.places import Study
+from moiety.train import baselines
+
+RECIPES = ("recipe", "recipe-no-bias", "recipe-random-rows")
 
 Cells = dict[str, list[tuple[str, str]]]
 """The (model, text) that are wanted, by what must be loaded for them."""
@@ -21,13 +24,17 @@ Cells = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing to do. ``alone``: everything waits for it, so it may use every core."""
+    """One thing to do. ``wanted``: for its own sake, not only for what needs it.
+
+    ``alone``: everything waits for it, so it may use every core.
+    """
 
     name: str
     needs: tuple[str, ...]
     leaves: tuple[Path, ...]
     do: Callable[[], None]
     alone: bool = False
+    wanted: bool = False
 
     @property
     def done(self) -> bool:
@@ -55,8 +62,8 @@ def unfinished(pieces: Mapping[str, Piece]) -> list[Piece]:
             visit(need)
         order[name] = piece
 
-    for name in pieces:
-        if name.rpartition("/")[2].startswith("score-"):
+    for name, piece in pieces.items():
+        if piece.wanted:
             visit(name)
     return list(order.values())
 
@@ -94,17 +101,62 @@ def _shared(study: Study) -> Iterator[Piece]:
 
 
 def _of_seed(study: Study, seed: int) -> Iterator[Piece]:
-    runs = {owner: f"seed-{seed}/run-{owner}" for owner in study.plan.owners}
-    for owner, name in runs.items():
+    base, owners = ("anchor", "choose"), study.plan.owners
+    for owner in owners:
         leaves = (study.run(seed, owner) / "run.json",)
         work = partial(makers.train_owner, study, seed, owner)
-        yield Piece(name, ("anchor", "choose"), leaves, work)
-    release = f"seed-{seed}/release"
+        yield Piece(f"seed-{seed}/run/{owner}", base, leaves, work)
+    runs = tuple(f"seed-{seed}/run/{owner}" for owner in owners)
     work = partial(makers.make_release, study, seed)
-    yield Piece(release, tuple(runs.values()), (study.release(seed),), work)
+    yield Piece(f"seed-{seed}/release", runs, (study.release(seed),), work)
+    yield from _baselines(study, seed, runs)
     for group, cells in wanted_cells(study).items():
-        if group == "release":
-            yield _score(study, seed, group, cells, (release,))
+        if group != "anchor":
+            yield _score(study, seed, group, cells, _needs(group, seed, owners))
+
+
+def _baselines(study: Study, seed: int, runs: tuple[str, ...]) -> Iterator[Piece]:
+    """Whatever else is trained."""
+
+    def piece(name: str, needs: tuple[str, ...], do: Callable[[], None]) -> Piece:
+        return Piece(f"seed-{seed}/{name}", needs, (study.trained(seed, name),), do)
+
+    base = ("anchor", "choose")
+    parts: dict[str, baselines.Part] = {"dense-ff": "feed-forward", "dense-whole": "whole"}
+    for owner in study.plan.owners:
+        for name, part in parts.items():
+            work = partial(makers.train_dense, study, seed, part, name, owner)
+            yield piece(f"{name}/{owner}", base, work)
+        for name in RECIPES:
+            work = partial(makers.train_recipe, study, seed, name, owner)
+            yield piece(f"{name}/{owner}", base, work)
+    dense = _all(f"seed-{seed}/{DENSE}", study.plan.owners)
+    yield piece("btx", (*base, *dense), partial(makers.train_btx, study, seed))
+    for name, times in (("joint-1x", 1), ("joint-2x", 2)):
+        work = partial(makers.train_joint, study, seed, name, times)
+        yield piece(name, (*base, *runs), work)
+
+
+def _needs(group: str, seed: int, owners: tuple[str, ...]) -> tuple[str, ...]:
+    """What must stand before a group's models can be scored."""
+    here = f"seed-{seed}/"
+    if group == "soup":
+        return _all(here + DENSE, owners)
+    if group == "soup-weighted":
+        scored = _all(f"{here}score-{DENSE}", owners, "-")
+        return ("score-anchor", *_all(here + DENSE, owners), *scored)
+    if group in RECIPES:
+        return _all(here + group, owners)
+    if group == "no-coordination":
+        return _all(f"{here}dense-ff", owners)
+    for kind in ("dense-ff", "dense-whole"):
+        if group.startswith(f"{kind}-"):
+            return (f"{here}{kind}/{group.removeprefix(f'{kind}-')}",)
+    return (here + group,)
+
+
+def _all(name: str, owners: tuple[str, ...], joint: str = "/") -> tuple[str, ...]:
+    return tuple(f"{name}{joint}{owner}" for owner in owners)
 
 
 def _score(
@@ -113,4 +165,4 @@ def _score(
     name = f"score-{group}" if group == "anchor" else f"seed-{seed}/score-{group}"
     leaves = tuple(study.cell(seed, *cell) for cell in cells)
     work = partial(models.score_cells, study, seed, group, cells)
-    return Piece(name, ("texts", *needs), leaves, work)
+    return Piece(name, ("texts", *needs), leaves, work, wanted=True)

@@ -18,7 +18,7 @@ from moiety.errors import ConfigError, DataError
 from moiety.family import owner_problem
 from moiety.files import canonical_json
 from moiety.study.methods import METHODS
-from moiety.train import TrainConfig, resolve_config
+from moiety.train import TrainConfig
 
 PUBLIC = "public"
 """The name of the public text beside the owners' in every table."""
@@ -70,6 +70,8 @@ class StudyPlan(_Table):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1)
     top_k: tuple[Count, ...] = Field((1, 2, 5), min_length=1)
+    trained_top_k: Count = 2
+    """Experts that run in mixtures that are trained together: ``btx``, ``joint-1x`` and ``-2x``."""
     jobs: int = Field(0, ge=0)
     """Pieces of work side by side, one thread each; 0: one a core, and with a GPU two."""
     train: Overrides = {}
@@ -110,7 +112,7 @@ class Plan:
     def config(self) -> TrainConfig:
         """Settings of an owner's training, seed 0."""
         tokens = f"budget.tokens={self.paper.owner_tokens}"
-        return resolve_config(TrainConfig(), None, [*_assignments(self.paper.train), tokens])
+        return TrainConfig().resolve(None, [*_assignments(self.paper.train), tokens])
 
     @property
     def anchor_assignments(self) -> list[str]:
@@ -122,6 +124,11 @@ class Plan:
     def top_ks(self) -> tuple[int, ...]:
         """The numbers of experts that run, ascending, none above how many there are."""
         return tuple(sorted({min(k, len(self.owners) + 1) for k in self.paper.top_k}))
+
+    @property
+    def trained_top_k(self) -> int:
+        """Experts that run in mixtures that are trained together."""
+        return min(self.paper.trained_top_k, len(self.owners) + 1)
 
     def path(self, written: str) -> Path:
         """A path of the plan as one that can be opened from anywhere."""
@@ -176,7 +183,7 @@ def read_plan(path: Path) -> Plan:
     plan = Plan(_parse(values, path), path.parent)
     # Said now, not after the anchor's training.
     _ = plan.config
-    resolve_config(TrainConfig(), None, plan.anchor_assignments)
+    TrainConfig().resolve(None, plan.anchor_assignments)
     return plan
 
 

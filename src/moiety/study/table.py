@@ -9,7 +9,7 @@ not carry the noise of which documents were drawn. How far seeds differ is told 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
