@@ -116,11 +116,10 @@ def _mixed(method: str, owners: tuple[str, ...]) -> Row:
     if method == "prompt-routing":
         return Row(method, method, METHODS[method], lambda _text: mixed, likelihood.route_by_prompt)
     top = {"btm-top1": 1, "btm-top2": 2}.get(method)
-
     combine: Combine = partial(likelihood.branch_train_merge, top=top)
     return Row(method, method, METHODS[method], lambda _text: mixed, combine)
 
 
 def _only(nats_MWT: Nats, _counted_WT: NDArray[np.bool_]) -> Nats:
-    (nats_WT,) = nats_MWT
+    nats_WT: Nats = nats_MWT[0]
     return nats_WT

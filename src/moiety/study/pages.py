@@ -34,7 +34,7 @@ def write_report(report: StudyReport, folder: Path) -> None:
 
 
 def render_tables(report: StudyReport) -> Iterator[Table]:
-    """The tables for the terminal: bits per byte, gaps and costs, prices of removal, the summary."""
+    """The tables for the terminal: bits per byte, gaps and costs, removal, the summary."""
     yield _bits_per_byte(report)
     yield _gaps_and_costs(report)
     if report.removal:
