@@ -64,6 +64,10 @@ class Study:
         folder = self.out if model == "anchor" else self.seed(seed)
         return folder / "scores" / model / f"{text}.safetensors"
 
+    def log(self, piece: str) -> Path:
+        """What was said while a piece was done."""
+        return self.out / "logs" / f"{piece.replace('/', '.')}.log"
+
     def chosen(self, owner: str) -> Path:
         """The documents of an owner who is told by the beginnings of their ids."""
         return self.out / "data" / owner

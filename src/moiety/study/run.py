@@ -1,19 +1,20 @@
-"""Pieces done side by side, each in a process of its own, until every score stands."""
+"""Pieces done side by side, in processes of their own, until every score stands."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -26,7 +27,6 @@ from moiety.study.plan import check_texts
 Watcher = Callable[[str, int, int], None]
 """Is told what is under way, how many pieces are done, and how many there are."""
 
-_LOOK_SECONDS = 0.1
 _LOG_TAIL_BYTES = 4096
 
 
@@ -50,7 +50,7 @@ def carry_out(study: Study, watch: Watcher | None = None) -> None:
             name, said = next(iter(crew.failed.items()))
             raise StateError(
                 f"{len(crew.failed)} of {len(todo)} pieces failed, the first: {said}",
-                where=crew.log(name),
+                where=study.log(name),
                 remedy="mend it and give the same command again; what is done stays done",
             )
 
@@ -63,14 +63,47 @@ def num_jobs(study: Study) -> int:
 
 
 @dataclass
+class _Worker:
+    """A process that does one piece after another, and the piece it is at."""
+
+    process: subprocess.Popen[str]
+    lasting: bool
+    piece: str = ""
+    begun: float = 0.0
+
+    def begin(self, piece: str) -> None:
+        """Tells it what is next."""
+        assert self.process.stdin is not None
+        self.piece, self.begun = piece, time.monotonic()
+        self.process.stdin.write(f"{piece}\n")
+        self.process.stdin.flush()
+
+    @property
+    def answers(self) -> IO[str]:
+        """Where it says that it is done; at its end, if it is no more."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def leave(self) -> None:
+        """Asks it to stop; what it is at is saved if it can be."""
+        assert self.process.stdin is not None
+        self.process.terminate()
+        self.process.wait()
+        self.answers.close()
+        with suppress(OSError):
+            self.process.stdin.close()
+
+
+@dataclass
 class _Crew:
-    """The processes at work, and what has come of those before."""
+    """The workers, and what has come of their pieces."""
 
     study: Study
     total: int
     done: int
     watch: Watcher | None
-    running: dict[str, tuple[subprocess.Popen[bytes], float]] = field(default_factory=dict)
+    idle: list[_Worker] = field(default_factory=list)
+    busy: list[_Worker] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def work(self, todo: list[Piece]) -> None:
@@ -79,63 +112,67 @@ class _Crew:
         jobs = num_jobs(self.study)
         while True:
             for name in list(waiting):
-                blocked = {*waiting, *self.running, *self.failed}
-                if len(self.running) < jobs and not blocked & set(waiting[name].needs):
+                under_way = [worker.piece for worker in self.busy]
+                blocked = {*waiting, *under_way, *self.failed}
+                if len(self.busy) < jobs and not blocked & set(waiting[name].needs):
                     self._begin(waiting.pop(name), jobs)
-            if not self.running:
+            if not self.busy:
                 return
-            time.sleep(_LOOK_SECONDS)
-            for name in list(self.running):
-                self._look(name)
+            by_pipe = {worker.answers.fileno(): worker for worker in self.busy}
+            ready, _, _ = select.select(list(by_pipe), [], [])
+            for pipe in ready:
+                self._end(by_pipe[pipe])
 
-    def stop(self) -> None:
-        """Asks all to stop, which save what they can, and waits for them."""
-        for process, _ in self.running.values():
-            process.terminate()
-        for process, _ in self.running.values():
-            process.wait()
-
-    def log(self, name: str) -> Path:
-        """What a piece said."""
-        return self.study.out / "logs" / f"{name.replace('/', '.')}.log"
+    def leave(self) -> None:
+        """Nobody is left behind."""
+        for worker in [*self.idle, *self.busy]:
+            worker.process.terminate()
+        for worker in [*self.idle, *self.busy]:
+            worker.leave()
 
     def _begin(self, piece: Piece, jobs: int) -> None:
         cores = len(os.sched_getaffinity(0))
-        threads = str(cores if piece.alone else max(1, cores // jobs))
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-        self.log(piece.name).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(piece.name).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "moiety.study.worker", str(self.study.out), piece.name],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **dict.fromkeys(names, threads)},
-                # Ctrl-C reaches us alone, and we ask once: twice would stop them hard.
-                process_group=0,
-            )
-        assert process.stdin is not None
-        process.stdin.write(self.study.plan.to_json())
-        process.stdin.close()
-        self.running[piece.name] = process, time.monotonic()
+        if piece.alone:
+            worker = self._hire(cores, lasting=False)
+        else:
+            worker = self.idle.pop() if self.idle else self._hire(max(1, cores // jobs))
+        worker.begin(piece.name)
+        self.busy.append(worker)
         self._tell()
 
-    def _look(self, name: str) -> None:
-        process, begun = self.running[name]
-        code = process.poll()
-        if code is None:
-            return
-        del self.running[name]
-        if code:
-            self.failed[name] = f"{name}: {_last_line(self.log(name))}"
-        else:
+    def _hire(self, threads: int, *, lasting: bool = True) -> _Worker:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moiety.study.worker", str(self.study.out)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **dict.fromkeys(names, str(threads))},
+            # Ctrl-C reaches us alone, and we ask once: twice would stop them hard.
+            process_group=0,
+            text=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(self.study.plan.to_json().decode())
+        process.stdin.flush()
+        return _Worker(process, lasting)
+
+    def _end(self, worker: _Worker) -> None:
+        self.busy.remove(worker)
+        name, answer = worker.piece, worker.answers.readline().strip()
+        if answer == "0":
             self.done += 1
-            _note(self.study, {"piece": name, "seconds": round(time.monotonic() - begun, 1)})
+            _note(self.study, {"piece": name, "seconds": round(time.monotonic() - worker.begun, 1)})
+        else:
+            self.failed[name] = f"{name}: {_last_line(self.study.log(name))}"
+        if answer and worker.lasting:
+            self.idle.append(worker)
+        else:
+            worker.leave()
         self._tell()
 
     def _tell(self) -> None:
         if self.watch is not None:
-            self.watch(", ".join(self.running), self.done, self.total)
+            self.watch(", ".join(worker.piece for worker in self.busy), self.done, self.total)
 
 
 def seconds_spent(study: Study) -> float:
@@ -190,5 +227,5 @@ def _stopping(crew: _Crew) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("what is done is kept; the same command goes on") from error
     finally:
-        crew.stop()
+        crew.leave()
         signal.signal(signal.SIGTERM, before)
