@@ -25,13 +25,19 @@ def score(model: PreTrainedModel, windows: Any) -> npt.NDArray[np.float32]:
     ``model`` is a dense one, a stock mixture or one of ``merge_recipe``; ``windows`` come from a
     packed text, or are their tokens, ``[B, T + 1]``.
     """
-    tokens_BT = torch.from_numpy(getattr(windows, "tokens", windows))
+    tokens_BT = torch.from_numpy(tokens_of(windows))
     parts = []
     for at in range(0, len(tokens_BT), BATCH_WINDOWS):
         now_BT = tokens_BT[at : at + BATCH_WINDOWS].to(model.device)
         nats_BT = token_nats(model, now_BT[:, :-1], now_BT[:, 1:])
         parts.append(nats_BT.float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def tokens_of(windows: Any) -> npt.NDArray[np.int64]:
+    """Windows of a packed text as tokens, ``[B, T + 1]``; tokens as they are."""
+    tokens: npt.NDArray[np.int64] = getattr(windows, "tokens", windows)
+    return tokens
 
 
 def load_joint(folder: Path, device: str = "cpu") -> FlexOlmoForCausalLM:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
-from moiety.baselines.scoring import score
+from moiety.baselines.scoring import score, tokens_of
 
 State = Mapping[str, Tensor]
 
@@ -51,7 +51,7 @@ def score_soups(
     states = [model.state_dict() for model in models]
     mixed = copy.deepcopy(models[0])
     parts = []
-    for tokens_T, weights_M in zip(windows.tokens, weights_BM, strict=True):
+    for tokens_T, weights_M in zip(tokens_of(windows), weights_BM, strict=True):
         mixed.load_state_dict(soup(states, [float(weight) for weight in weights_M]))
         parts.append(score(mixed, tokens_T[None]))
     return np.concatenate(parts)

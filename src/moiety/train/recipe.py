@@ -61,7 +61,7 @@ class TokenRouted(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         # Vectors, not one matrix: the loop lets matrices decay.
         self.rows = nn.ParameterList(row.detach().clone() for row in rows)
-        self.biases = nn.ParameterList(bias.detach().clone() for bias in biases)
+        self.biases = nn.ParameterList(bias.detach().clone().reshape(1) for bias in biases)
         self.top_k = min(top_k, len(blocks))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class TokenRouted(nn.Module):
         """Weights of all blocks, float32 ``[N, E]``; zero where a block is not chosen."""
         with torch.autocast(hidden_ND.device.type, enabled=False):
             logits_NE = hidden_ND.float() @ torch.stack(list(self.rows)).T
-            bias_E = torch.stack(list(self.biases)).clamp(max=0)
+            bias_E = torch.cat(list(self.biases)).clamp(max=0)
             probs_NE = (logits_NE + functional.pad(bias_E, (1, 0))).softmax(dim=-1)
         if self.top_k == len(self.blocks):
             return probs_NE
@@ -129,6 +129,7 @@ def train_recipe(
         packed = prepare_texts(anchor, text, heldout, config, scratch / "text", Skipped())
         begin = _first_rows(start.backbone, packed, anchor, owner, rows, config.seed)
         pair = recipe_pair(start.backbone, begin, bias=bias)
+        start.compute.prepare_frozen(pair)
         frozen = frozen_digest(pair)
         job = dense_job(
             pair, packed.own, packed.own_heldout, config, start.compute, start.steps, title=out.name
@@ -219,11 +220,11 @@ def _save_pair(pair: Olmo2ForCausalLM, folder: Path) -> None:
     }
     save_file(tensors, folder / EXPERT_FILE)
     own_LD, public_LD, bias_L = (
-        _plain(torch.stack(found))
+        _plain(found)
         for found in (
-            [layer.rows[1] for layer in layers],
-            [layer.rows[0] for layer in layers],
-            [layer.biases[0] for layer in layers],
+            torch.stack([layer.rows[1] for layer in layers]),
+            torch.stack([layer.rows[0] for layer in layers]),
+            torch.cat([layer.biases[0] for layer in layers]),
         )
     )
     Rows(own_LD, public_LD, bias_L).save(folder)

@@ -164,13 +164,18 @@ def _finished(out: Path, asked: str) -> Trained:
         raise StateError(
             "holds a model of other text or settings", where=out, remedy="name a new folder"
         )
+    shutil.rmtree(_scratch(out), ignore_errors=True)  # killed just before this was done
     return Trained(out, paper.tokens_seen, paper.seconds)
+
+
+def _scratch(out: Path) -> Path:
+    return out.with_name(out.name + ".training")
 
 
 def _begin(out: Path, asked: str, resume: bool) -> Path:
     if out.exists():
         raise StateError("exists already", where=out, remedy="name a new folder, or remove it")
-    scratch = out.with_name(out.name + ".training")
+    scratch = _scratch(out)
     start = scratch / START
     if start.exists():
         if not resume:
