@@ -94,15 +94,22 @@ def _findings(
     if "moiety-k1" in by_name:
         text, less = _worst(by_name["moiety-k1"].difference)
         yield _bits(f"one expert run, worst text ({text}), against the anchor", less)
-    for name, told in RIVALS.items() if best is not None else ():
-        if name in by_name:
-            assert best is not None
-            share = whole.ratio(best.name, name)
-            yield Finding(told=f"{best.name}: bits above {told}, mean", unit="share", number=share)
-            text, less = _worst(
-                {text: whole.difference(best.name, text, name) for text in whole.texts}
-            )
-            yield _bits(f"{best.name}: worst text ({text}) against {told}", less)
+    for name, told in RIVALS.items():
+        if best is not None and name in by_name:
+            yield from _against(best, by_name[name], told, whole)
+
+
+def _against(ours: StudyRow, other: StudyRow, told: str, whole: Measured) -> Iterator[Finding]:
+    above = whole.ratio(ours.name, other.name)
+    yield Finding(told=f"{ours.name}: mean bits, above {told}", unit="share", number=above)
+    text, less = _worst(
+        {text: whole.difference(ours.name, text, other.name) for text in whole.texts}
+    )
+    yield _bits(f"{ours.name}: worst text ({text}), against {told}", less)
+    if ours.cost and other.cost:
+        share = ours.cost.inference_flops_per_token / other.cost.inference_flops_per_token
+        exact = Number(value=share, interval=(share, share), by_seed=())
+        yield Finding(told=f"{ours.name}: FLOPs of a token, of {told}", unit="share", number=exact)
 
 
 def _gaps(told: str, row: StudyRow) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def _gaps_and_costs(report: StudyReport) -> Table:
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(first)
+    table.add_column(first, no_wrap=first == "method")
     for column in columns:
         # Text, not str: names are other people's, and square brackets are markup to rich.
         table.add_column(Text(column), justify="right", no_wrap=True)
