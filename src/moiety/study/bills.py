@@ -48,10 +48,10 @@ class Bills:
             return self._of_pairs(row, pair_costs(self.study, seed))
         if method.startswith("recipe"):
             pairs = [costs.pair_cost(self.sizes, n) for n in self._tokens(seed, method)]
-            return mixture(top_k=max(plan.top_ks()), before=pairs)
+            return mixture(top_k=plan.merged_top_k, before=pairs)
         if method == "no-coordination":
             blocks = self._dense(seed, "dense-ff")
-            return mixture(top_k=max(plan.top_ks()), before=blocks)
+            return mixture(top_k=plan.merged_top_k, before=blocks)
         if method.startswith("joint"):
             seen = baselines.read_trained(self.study.trained(seed, method)).tokens_seen
             return mixture(top_k=plan.trained_top_k, tokens=seen)
@@ -65,7 +65,7 @@ class Bills:
         return anchor if method == "anchor" else self._of_dense(row, seed, anchor)
 
     def _of_pairs(self, row: Row, pairs: Sequence[costs.Cost]) -> costs.Cost:
-        experts, default = self.experts, max(self.study.plan.top_ks())
+        experts, default = self.experts, self.study.plan.merged_top_k
         if row.method == "oracle":
             return costs.mixture_cost(self.sizes, experts=2, top_k=2, before=pairs)
         top_k = int(row.name.removeprefix("moiety-k")) if row.method == "moiety" else default

@@ -67,7 +67,7 @@ def make_release(study: Study, seed: int) -> None:
         if not bundle.exists():
             pack(study.run(seed, owner), key, bundle, anchor=facts)
         bundles.append(bundle)
-    merge(study.anchor, bundles, study.release(seed))
+    merge(study.anchor, bundles, study.release(seed), top_k=study.plan.merged_top_k)
 
 
 def train_dense(study: Study, seed: int, part: baselines.Part, name: str, owner: str) -> None:

@@ -72,7 +72,7 @@ def _open(study: Study, seed: int, group: str) -> Any:
         return load_joint(study.trained(seed, group), device)
     folder = study.trained(seed, "dense-ff" if group == "no-coordination" else group)
     experts = {owner: folder / owner for owner in study.plan.owners}
-    top_k = max(study.plan.top_ks())
+    top_k = study.plan.merged_top_k
     return baselines.merge_recipe(study.anchor, experts, top_k=top_k, device=device)
 
 

@@ -23,6 +23,9 @@ from moiety.train import TrainConfig
 PUBLIC = "public"
 """The name of the public text beside the owners' in every table."""
 
+MERGED_TOP_K = 5
+"""Of pairs, removals, token routing and the reference recipe."""
+
 Overrides = dict[str, Any]
 Files = str | tuple[str, ...]
 Count = Annotated[int, Field(ge=1)]
@@ -124,6 +127,11 @@ class Plan:
     def top_ks(self) -> tuple[int, ...]:
         """The numbers of experts that run, ascending, none above how many there are."""
         return tuple(sorted({min(k, len(self.owners) + 1) for k in self.paper.top_k}))
+
+    @property
+    def merged_top_k(self) -> int:
+        """Experts that run at most where no number is told, as ``moiety merge`` decides it."""
+        return min(MERGED_TOP_K, len(self.owners) + 1)
 
     @property
     def trained_top_k(self) -> int:
