@@ -221,11 +221,15 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _stopping(crew: _Crew) -> Iterator[None]:
     """Until the block ends SIGTERM stops as Ctrl-C does, and nobody is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread: the caller stops us in its own way
+        before = None
     try:
         yield
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("what is done is kept; the same command goes on") from error
     finally:
         crew.leave()
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
