@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from tests.study.conftest import study
 
 from moiety.evaluate import pages as shared
 from moiety.study import StudyReport, pages
+from moiety.study.charts import spread
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,13 @@ def test_names_are_only_names(report, tmp_path):
 def test_counts_are_written_with_three_digits():
     told = {0: "0", 999: "999", 7_215_360: "7.22 M", 1.5e15: "1.5 P", 1234: "1.23 k"}
     assert {count: pages.show_count(count) for count in told} == told
+
+
+@pytest.mark.parametrize("wanted", [[0.5] * 18, [0.97, 0.98, 0.99], [0.1, 0.9], [0.0] * 30, []])
+def test_labels_keep_apart_in_their_order_and_stay_on_the_chart(wanted):
+    places = spread(wanted)
+    apart = 1 / max(len(wanted), 18)
+    gaps = [b - a for a, b in pairwise(places)]
+    assert all(gap >= apart - 1e-9 for gap in gaps)
+    assert all(-1e-9 <= place <= 1 for place in places)
+    assert wanted != [0.1, 0.9] or places == wanted

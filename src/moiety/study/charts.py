@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from moiety.evaluate import figures
 from moiety.study.paper import StudyReport, StudyRow
@@ -65,7 +65,7 @@ def _gap_closed(rows: Sequence[StudyRow], theme: figures.Theme) -> bytes:
     axes.axvline(1, color=theme.ink, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(rows)))
     figures.name_ticks(axes.yaxis, [row.name for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="x", color=theme.faint, linewidth=0.8)
     axes.set_xlabel("gap closed: 0 % the anchor, 100 % the right expert", color=theme.ink)
     figures.add_legend(figure, handles, theme)
@@ -87,28 +87,50 @@ def _against_cost(
     rows: Sequence[StudyRow], kind: Literal["inference", "training"], theme: figures.Theme
 ) -> bytes:
     """Quality against one cost: the lower and the further left the better."""
-    figure, axes = figures.new_figure(7.6, 4.6, theme)
-    points = []
-    for row in rows:
-        assert row.cost is not None
-        assert row.mean is not None
-        cost = row.cost
-        x = cost.training_flops if kind == "training" else cost.inference_flops_per_token
-        if x > 0:
-            points.append((row, x, row.mean.value))
+    points = sorted((point for row in rows for point in _points(row, kind)), key=lambda p: p[2])
+    figure, axes = figures.new_figure(7.6, max(4.2, 0.6 + 0.22 * len(points)), theme)
     for row, x, y in points:
         colour = figures.BLUE if row.method in OURS else figures.ORANGE
         axes.plot(x, y, "o", markersize=6, color=colour, zorder=3)
-    for number, (row, x, y) in enumerate(sorted(points, key=lambda point: point[2])):
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08, y=0.05)
+    bottom, top = axes.get_ylim()
+    heights = spread([(y - bottom) / (top - bottom) for _, _, y in points])
+    for (row, x, y), height in zip(points, heights, strict=True):
         label = axes.annotate(
-            row.name, (x, y), xytext=(7 if number % 2 else -7, 0), textcoords="offset points",
-            ha="left" if number % 2 else "right", va="center", fontsize=7.5, color=theme.ink,
+            row.name, (x, y), xycoords="data", xytext=(1.03, height), textcoords="axes fraction",
+            va="center", fontsize=8, color=theme.ink,
+            arrowprops={"arrowstyle": "-", "color": theme.faint, "shrinkA": 0, "shrinkB": 4},
         )  # fmt: skip
         label.set_parse_math(False)
-    axes.set_xscale("log")
-    axes.margins(x=0.28, y=0.08)
-    axes.grid(color=theme.faint, linewidth=0.8)
     words = {"training": "FLOPs of training, all owners", "inference": "FLOPs of a token"}
     axes.set_xlabel(f"{words[kind]} (logarithmic)", color=theme.ink)
     axes.set_ylabel("mean bits per byte, lower is better", color=theme.ink)
     return figures.png(figure)
+
+
+def _points(
+    row: StudyRow, kind: Literal["inference", "training"]
+) -> Iterator[tuple[StudyRow, float, float]]:
+    """Where a row stands; what costs nothing has no place on the axis."""
+    if row.cost is not None and row.mean is not None:
+        cost = row.cost
+        x = cost.training_flops if kind == "training" else cost.inference_flops_per_token
+        if x > 0:
+            yield row, x, row.mean.value
+
+
+def spread(wanted: Sequence[float]) -> list[float]:
+    """Ascending places in 0 to 1, moved apart so that none covers its neighbour."""
+    apart = 1 / max(len(wanted), 18)
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + apart) if places else place)
+    highest = 1.0
+    for number in reversed(range(len(places))):
+        places[number] = min(places[number], highest)
+        highest = places[number] - apart
+    return places

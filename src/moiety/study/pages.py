@@ -120,8 +120,10 @@ def show_finding(finding: Finding) -> str:
 
 
 def show_ends(finding: Finding) -> str:
-    """The ends of an answer's interval in its unit."""
+    """The ends of an answer's interval in its unit; costs are not measured but counted."""
     low, high = finding.number.interval
+    if low == high:
+        return "exact"
     if finding.unit == "share":
         return f"{pages.show_share(low)} to {pages.show_share(high)}"
     return pages.show_interval((low, high), signed=True)
