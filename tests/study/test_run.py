@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from tests.study.conftest import METHODS, study
+from tests.study.conftest import METHODS, PLAN, study, text_table, write_part
 
 from moiety.errors import StateError
 from moiety.study import Study, read_plan
@@ -170,3 +170,35 @@ def test_pieces_come_after_what_they_need_and_every_method_has_its_own(planned, 
                 assert {(model, text) for model in names} <= wanted
     leaves = [path for piece in pieces.values() for path in piece.leaves]
     assert len(leaves) == len(set(leaves))
+
+
+@pytest.mark.slow
+def test_every_method_from_a_preset_with_owners_who_share_files_under_two_seeds(tmp_path):
+    """Trains the anchor, too, and chooses documents; joint training costs what it was told."""
+    write_part(tmp_path / "public-train.jsonl", 0, 0, 60)
+    write_part(tmp_path / "public-valid.jsonl", 0, 60, 10)
+    write_part(tmp_path / "public-test.jsonl", 0, 70, 20)
+    for part, first, count in (("train", 0, 60), ("valid", 60, 10), ("test", 70, 20)):
+        lines = []
+        for seed, owner in ((1, "amy"), (2, "bob")):
+            write_part(tmp_path / "x.jsonl", seed, first, count, prefix=f"{owner}/")
+            lines.append((tmp_path / "x.jsonl").read_text())
+        (tmp_path / f"all-{part}.jsonl").write_text("".join(lines))
+    shared = text_table("x").replace("x-", "all-")
+    text = PLAN.replace('folder = "anchor"', 'preset = "tiny"\ntokens = 4096').replace(
+        "[0]", "[0, 1]"
+    )
+    text = text.replace("[train.data]", "[anchor.train.data]\nwindow_tokens = 64\n[train.data]")
+    for owner in ("amy", "bob"):
+        text += shared.replace("owners.x", f"owners.{owner}") + f'sources = ["{owner}"]\n'
+    (tmp_path / "study.toml").write_text(text + text_table("public"))
+    assert study(tmp_path, tmp_path / "out", methods=tuple(ALL)) == 0
+    rows_by_name = {row["name"]: row for row in report_of(tmp_path / "out")["rows"]}
+    assert {row["method"] for row in rows_by_name.values()} == set(ALL)
+    assert all(len(row["mean"]["by_seed"]) == 2 for row in rows_by_name.values() if row["mean"])
+    flops = {
+        name: row["cost"] and row["cost"]["training_flops"] for name, row in rows_by_name.items()
+    }
+    # Steps are whole, so what is trained is at most a step away from what was asked for.
+    assert flops["joint-1x"] == pytest.approx(flops["moiety-k1"], rel=0.15)
+    assert flops["joint-2x"] == pytest.approx(2 * flops["moiety-k1"], rel=0.15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 
 from moiety.cli import screen
 from moiety.cli.options import AsJson
+
+Watcher = Callable[[str, int, int], None]
 
 if TYPE_CHECKING:
     from moiety.study import StudyReport
@@ -37,13 +40,25 @@ def study(
     names = None if methods is None else tuple(name.strip() for name in methods.split(","))
     chosen = read_plan(plan).choose(names, tuple(seed) if seed else None)
     work = Study(chosen, out)
-    with screen.cell_bar("pieces") as watch:
-        carry_out(work, watch)
+    with screen.cell_bar("pieces") as bar:
+        carry_out(work, _watching(bar))
     report = report_on(work)
     write_report(report, work.report)
     _tell(report, work.report)
     if as_json:
         screen.print_json(_line(report))
+
+
+def _watching(bar: Watcher) -> Watcher:
+    """Where no bar is drawn, in a file or a pipe, lines tell how far it is."""
+    terminal = screen.err().is_terminal
+
+    def watch(what: str, done: int, total: int) -> None:
+        bar(what, done, total)
+        if not terminal:
+            screen.note(f"{done} of {total} pieces done; under way: {what or 'nothing'}")
+
+    return watch
 
 
 def _tell(report: StudyReport, folder: Path) -> None:

@@ -103,7 +103,10 @@ def _against_cost(
         label = axes.annotate(
             row.name, (x, y), xycoords="data", xytext=(1.03, height), textcoords="axes fraction",
             va="center", fontsize=8, color=theme.ink,
-            arrowprops={"arrowstyle": "-", "color": theme.faint, "shrinkA": 0, "shrinkB": 4},
+            arrowprops={
+                "arrowstyle": "-", "color": theme.faint, "shrinkA": 0, "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
         )  # fmt: skip
         label.set_parse_math(False)
     words = {"training": "FLOPs of training, all owners", "inference": "FLOPs of a token"}

@@ -169,7 +169,7 @@ def frozen_digest(backbone: Olmo2ForCausalLM) -> str:
     for name, parameter in sorted(backbone.named_parameters()):
         if not parameter.requires_grad:
             state.update(name.encode())
-            state.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            state.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
