@@ -185,7 +185,7 @@ def test_every_method_from_a_preset_with_owners_who_share_files_under_two_seeds(
             lines.append((tmp_path / "x.jsonl").read_text())
         (tmp_path / f"all-{part}.jsonl").write_text("".join(lines))
     shared = text_table("x").replace("x-", "all-")
-    text = PLAN.replace('folder = "anchor"', 'preset = "tiny"\ntokens = 4096').replace(
+    text = PLAN.replace('folder = "anchor"', 'preset = "tiny"\ntokens = 16384').replace(
         "[0]", "[0, 1]"
     )
     text = text.replace("[train.data]", "[anchor.train.data]\nwindow_tokens = 64\n[train.data]")

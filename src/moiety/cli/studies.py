@@ -51,11 +51,13 @@ def study(
 
 def _watching(bar: Watcher) -> Watcher:
     """Where no bar is drawn, in a file or a pipe, lines tell how far it is."""
-    terminal = screen.err().is_terminal
+    told = 10**9 if screen.err().is_terminal else -1
 
     def watch(what: str, done: int, total: int) -> None:
+        nonlocal told
         bar(what, done, total)
-        if not terminal:
+        if done > told:
+            told = done
             screen.note(f"{done} of {total} pieces done; under way: {what or 'nothing'}")
 
     return watch
