@@ -27,6 +27,7 @@ def write_report(report: StudyReport, folder: Path) -> None:
             "found": show_finding,
             "found_ends": show_ends,
             "half": show_half,
+            "half_share": show_half_share,
         },
         report=report,
     )
@@ -103,6 +104,12 @@ def show_half(number: Number) -> str:
     """Half the width of an interval, as it stands behind a number."""
     low, high = number.interval
     return f"±{(high - low) / 2:.3f}"
+
+
+def show_half_share(number: Number) -> str:
+    """The same for a share."""
+    low, high = number.interval
+    return f"±{pages.show_share((high - low) / 2)}"
 
 
 def show_count(count: float) -> str:
