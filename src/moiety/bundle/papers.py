@@ -192,9 +192,7 @@ class ExpertFacts(ModelFacts):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the expert must hold, with its shape."""
-        return expert_shapes(
-            self.num_layers, self.width, self.hidden, self.vocab, self.rank
-        )
+        return expert_shapes(self.num_layers, self.width, self.hidden, self.vocab, self.rank)
 
 
 class PublicFacts(Paper):

@@ -219,7 +219,10 @@ def _check_stack(
         for name, expected in digests.items():
             row_bytes = file.spans[name].num_bytes // shape[0]
             for slot, digest in enumerate(expected):
-                if digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes))) != digest:
+                if (
+                    digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes)))
+                    != digest
+                ):
                     where = f"{file.path}: {name}"
                     raise IntegrityError(f"not the row of {release.names[slot]}", where=where)
 
