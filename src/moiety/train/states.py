@@ -49,8 +49,8 @@ def gather_states(
 ) -> Gathered:
     """States at ``per_window`` real positions of ``num_windows`` windows; with one seed, the same.
 
-    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``. Where a window holds
-    fewer real positions there are fewer states.
+    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``. Where a
+    window holds fewer real positions there are fewer states.
     """
     dice = np.random.default_rng(seed)
     windows = dice.permutation(text.num_windows)[:num_windows]
