@@ -18,11 +18,12 @@ from moiety.errors import StateError
 from moiety.evaluate import bootstrap, charts, report
 from moiety.evaluate.bootstrap import TextScores
 from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.routing import TokenShare
 
 OWNERS = ("hospital", "law-office", "software-house")
 
 
-def make(owners=OWNERS, *, seed=0, foreign="novels"):
+def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
     """An evaluation from simulated scores in which experts help on their own text."""
     generator = np.random.default_rng(seed)
     texts = ["public", *owners, foreign]
@@ -45,11 +46,43 @@ def make(owners=OWNERS, *, seed=0, foreign="novels"):
         ),
         models=tuple(models),
         routing={text: {k: float(v) for k, v in row.items()} for text, row in shares.items()},
+        **_routing(generator, shares, layers),
         command="moiety eval release --text public=public.jsonl --out report",
         seconds=83.4,
         versions={"moiety": "0.1.0", "torch": "2.13.0"},
         **asdict(measures),
     )
+
+
+def _routing(generator, shares, layers):
+    """Detail that scatters round the shares; every token of the table has a space and a break."""
+    names = list(next(iter(shares.values())))
+    by_layer = {
+        text: np.clip(np.array(list(row.values())) + generator.normal(0, 0.05, (layers, 1)), 0, 1)
+        for text, row in shares.items()
+    }
+    return {
+        "routing_by_layer": {
+            text: {name: tuple(map(float, rows[:, n])) for n, name in enumerate(names)}
+            for text, rows in by_layer.items()
+        },
+        "used_together": {
+            text: {a: {b: float(min(row[a], row[b])) for b in names} for a in names}
+            for text, row in shares.items()
+        },
+        "tokens_taken": {
+            name: tuple(
+                TokenShare(
+                    token=f" {name[:3]}\n{chr(97 + n)}",
+                    times=1000 + n,
+                    share=0.9,
+                    excess=0.5 - n / 40,
+                )
+                for n in range(12)
+            )
+            for name in names
+        },
+    }
 
 
 def _scores(generator, text, models, owners):
@@ -97,6 +130,9 @@ def numbers(evaluation):
     for text, row in evaluation.routing.items():
         shares = " ".join(f"{100 * row[name]:.1f} %" for name in evaluation.experts)
         yield f"{text} {shares}"
+    for expert, tokens in evaluation.tokens_taken.items():
+        for one in tokens:
+            yield f"·{expert[:3]}⏎{one.token[-1]} +{100 * one.excess:.1f}, {one.times:,} times"
     for text in evaluation.texts:
         yield f"{text.name} {text.documents:,} {text.tokens:,} {text.bytes:,}"
     low, high = evaluation.gap_closed_interval
@@ -193,6 +229,9 @@ def test_the_terminal_shows_every_number(evaluation):
     for text, shares in evaluation.routing.items():
         row = " ".join(f"{100 * shares[name]:.1f} %" for name in evaluation.experts)
         assert f"{text} {row}" in seen
+        one, other = evaluation.most_used_pairs[text]
+        share = evaluation.used_together[text][one][other]
+        assert f"{one} and {other}, {100 * share:.1f} %" in seen
     assert f"gap closed {100 * evaluation.gap_closed:.1f} %" in seen
 
 
@@ -214,6 +253,12 @@ def test_the_json_line_has_the_promised_keys(evaluation):
     low, high = line["intervals"]["removal"]["hospital"]
     assert low <= line["removal"]["hospital"] <= high
     assert line["texts"][0]["tokens"] == 21_234
+    assert line["routing_detail"]["layers"] == 6
+    pair = line["routing_detail"]["most_used_together"]["public"]
+    assert tuple(pair["experts"]) == evaluation.most_used_pairs["public"]
+    # The line ends in logs, and tokens are words of somebody's text.
+    assert "⏎" not in json.dumps(line)
+    assert "tokens_taken" not in line
 
 
 def test_report_json_comes_back_as_it_was(evaluation, folder):
@@ -226,6 +271,10 @@ def test_an_incomplete_evaluation_is_refused(evaluation):
     fields = evaluation.model_dump()
     fields["bits_per_byte"] = {**fields["bits_per_byte"], "all": {"public": 1.0}}
     with pytest.raises(ValidationError, match="every model on every text"):
+        Evaluation(**fields)
+    fields = evaluation.model_dump()
+    del fields["used_together"]["public"]
+    with pytest.raises(ValidationError, match="not told of every text"):
         Evaluation(**fields)
 
 
@@ -240,7 +289,8 @@ def test_the_same_evaluation_makes_the_same_bytes(evaluation, folder, tmp_path):
 
 
 def test_charts_are_pictures_with_something_on_them(folder):
-    for name in ("bits-per-byte", "difference", "removal", "routing"):
+    names = ("bits-per-byte", "difference", "removal", "routing")
+    for name in (*names, "routing-by-layer", "used-together"):
         with Image.open(folder / f"{name}.png") as picture:
             width, height = picture.size
             assert width >= 1000
@@ -256,7 +306,8 @@ def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
     measures = bootstrap.measure(
         ["anchor"], {"public": _scores(generator, "public", ["anchor"], ())}, samples=20
     )
-    bare = make().model_copy(update={"models": ("anchor",), "routing": {}} | asdict(measures))
+    empty = {"routing": {}, "routing_by_layer": {}, "used_together": {}, "tokens_taken": {}}
+    bare = make().model_copy(update={"models": ("anchor",)} | empty | asdict(measures))
     bare = Evaluation(**(bare.model_dump() | {"texts": ({"name": "public", "documents": 60,
                                                          "tokens": 9, "bytes": 30},)}))  # fmt: skip
     report.write_report(bare, tmp_path / "bare")

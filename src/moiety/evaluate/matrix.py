@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokenizer, pack_text
 from moiety.evaluate.bootstrap import TextScores, measure
 from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.routing import RoutingWatch, tokens_taken
 from moiety.merge import load_release, open_release
 from moiety.model import Mixture
 
@@ -64,13 +65,14 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
             )
             for number, (name, paths) in enumerate(question.texts.items())
         }
-        scores, facts, routing = _fill(mixture, models, texts, question, watch)
-    measures = measure(models, scores, seed=question.seed)
+        separator = next(iter(texts.values())).separator
+        filled = _fill(mixture, models, texts, question, watch)
+    measures = measure(models, filled.scores, seed=question.seed)
     return Evaluation(
         release=release.digest,
         routing_mode=question.routing,
         top_k=mixture.routing.top_k,
-        texts=facts,
+        texts=filled.facts,
         models=models,
         bits_per_byte=measures.bits_per_byte,
         bits_per_byte_interval=measures.bits_per_byte_interval,
@@ -78,7 +80,10 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         gap_closed_interval=measures.gap_closed_interval,
         removal=measures.removal,
         removal_interval=measures.removal_interval,
-        routing=routing,
+        routing={name: one.shares() for name, one in filled.watches.items()},
+        routing_by_layer={name: one.by_layer() for name, one in filled.watches.items()},
+        used_together={name: one.together() for name, one in filled.watches.items()},
+        tokens_taken=tokens_taken(filled.watches, mixture, separator),
         command=command,
         seconds=round(time.monotonic() - begun, 1),
         versions={name: version(name) for name in ("moiety", "torch", "transformers")},
@@ -113,33 +118,38 @@ def pack_documents(release: Path, sources: Sources, folder: Path, window_tokens:
     )
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """The scores of every model on every text, and how the whole release routed."""
+
+    scores: dict[str, TextScores]
+    facts: tuple[TextFacts, ...]
+    watches: dict[str, RoutingWatch]
+
+
 def _fill(
     mixture: Mixture,
     models: Sequence[str],
     texts: Mapping[str, PackedText],
     question: Question,
     watch: Watcher | None,
-) -> tuple[dict[str, TextScores], tuple[TextFacts, ...], dict[str, dict[str, float]]]:
-    def score(windows: Any) -> np.ndarray[Any, Any]:
-        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
-        return mixture.score(tokens, documents).float().cpu().numpy()
-
-    scores, facts, routing, done = {}, [], {}, 0
+) -> _Filled:
+    everybody = tuple(range(len(mixture.names)))
+    scores, facts, watches, done = {}, [], dict[str, RoutingWatch](), 0
     for name, text in texts.items():
-        rows, seen = [], dict[tuple[int, ...], tuple[DocumentNats, torch.Tensor]]()
+        rows, seen = [], dict[tuple[int, ...], DocumentNats]()
         for model in models:
-            with choose(mixture, model), mixture.watching() as shares_LS:
+            with choose(mixture, model):
                 slots = mixture.routing.slots
                 if slots not in seen:
-                    found = text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
-                    seen[slots] = found, shares_LS.sum(dim=0) / shares_LS.sum()
-            found, share_S = seen[slots]
-            rows.append(found.nats)
-            if model == "all":
-                routing[name] = dict(zip(mixture.names, share_S.tolist(), strict=True))
+                    routing = RoutingWatch(mixture) if slots == everybody else None
+                    seen[slots] = _judge(mixture, text, question, routing)
+                    watches |= {} if routing is None else {name: routing}
+            rows.append(seen[slots].nats)
             done += 1
             if watch is not None:
                 watch(f"{name} · {model}", done, len(models) * len(texts))
+        found = seen[everybody]
         scores[name] = TextScores(np.stack(rows), found.bytes.astype(np.float64))
         facts.append(
             TextFacts(
@@ -149,4 +159,19 @@ def _fill(
                 bytes=int(found.bytes.sum()),
             )
         )
-    return scores, tuple(facts), routing
+    return _Filled(scores, tuple(facts), watches)
+
+
+def _judge(
+    mixture: Mixture, text: PackedText, question: Question, routing: RoutingWatch | None
+) -> DocumentNats:
+    """One text by the experts in force; ``routing`` is told what they do."""
+
+    def score(windows: Any) -> np.ndarray[Any, Any]:
+        if routing is not None:
+            routing.expect(windows)
+        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
+        return mixture.score(tokens, documents).float().cpu().numpy()
+
+    with nullcontext() if routing is None else mixture.watching(routing.see):
+        return text.judge(score, max_tokens=question.max_tokens, seed=question.seed)

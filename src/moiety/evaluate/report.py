@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moiety.evaluate import charts
+from moiety.evaluate.routing import USED_WEIGHT, TokenShare, most_used_pair, show_token
 from moiety.files import canonical_json, new_folder
 
 Interval = tuple[float, float]
@@ -34,6 +35,8 @@ class TextFacts(BaseModel):
 class Evaluation(BaseModel):
     """What an evaluation measured. ``bits_per_byte[model][text]``, ``routing[text][expert]``.
 
+    ``routing_by_layer[text][expert]`` has a share for each layer, ``used_together[text]`` one for
+    each two experts, ``tokens_taken`` the tokens at which an expert got most above its mean.
     Models are named for the experts they use: ``anchor``, ``anchor+NAME``, ``all``, ``all-NAME``.
     """
 
@@ -53,6 +56,9 @@ class Evaluation(BaseModel):
     removal: dict[str, float]
     removal_interval: dict[str, Interval]
     routing: dict[str, dict[str, float]]
+    routing_by_layer: dict[str, dict[str, tuple[float, ...]]] = {}
+    used_together: dict[str, dict[str, dict[str, float]]] = {}
+    tokens_taken: dict[str, tuple[TokenShare, ...]] = {}
     command: str
     seconds: float
     versions: dict[str, str]
@@ -65,6 +71,9 @@ class Evaluation(BaseModel):
                 raise ValueError("bits per byte are not given for every model on every text")
         if self.removal.keys() != self.removal_interval.keys():
             raise ValueError("a price of removal without its interval")
+        for detail in (self.routing_by_layer, self.used_together):
+            if detail and detail.keys() != self.routing.keys():
+                raise ValueError("routing is not told of every text")
         return self
 
     @property
@@ -77,6 +86,12 @@ class Evaluation(BaseModel):
         """Every expert that got a share of the routing, the anchor first."""
         names = {expert for shares in self.routing.values() for expert in shares}
         return tuple(sorted(names, key=lambda name: (name != "anchor", name)))
+
+    @property
+    def most_used_pairs(self) -> dict[str, tuple[str, str]]:
+        """By text the two experts that are used together most often, where there are two."""
+        pairs = {text: most_used_pair(rows) for text, rows in self.used_together.items()}
+        return {text: pair for text, pair in pairs.items() if pair is not None}
 
     def best(self, text: str) -> float:
         """The lowest bits per byte of any model on ``text``."""
@@ -107,7 +122,20 @@ def to_json_line(evaluation: Evaluation) -> dict[str, Any]:
     line["intervals"] = {key: paper[f"{key}_interval"] for key in line}
     for key in ("release", "routing_mode", "top_k", "models", "texts", "routing", "seconds"):
         line[key] = paper[key]
+    line["routing_detail"] = _routing_summary(evaluation)
     return line
+
+
+def _routing_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Where the detail is in the report's folder; tokens stay there, for they quote the texts."""
+    layers = [shares for text in evaluation.routing_by_layer.values() for shares in text.values()]
+    return {
+        "layers": len(layers[0]) if layers else 0,
+        "most_used_together": {
+            text: {"experts": pair, "share": evaluation.used_together[text][pair[0]][pair[1]]}
+            for text, pair in evaluation.most_used_pairs.items()
+        },
+    }
 
 
 def render_table(evaluation: Evaluation) -> list[Table]:
@@ -177,10 +205,16 @@ def _routing(evaluation: Evaluation) -> Table:
     table = _table(
         "Routing", "share of the router's weight, mean over layers", "text", evaluation.experts
     )
+    pairs = evaluation.most_used_pairs
+    if pairs:
+        table.add_column("most used together")
     for text, shares in evaluation.routing.items():
-        table.add_row(
-            Text(text), *(show_share(shares.get(name, 0.0)) for name in evaluation.experts)
-        )
+        cells = [Text(show_share(shares.get(name, 0.0))) for name in evaluation.experts]
+        if text in pairs:
+            one, other = pairs[text]
+            share = evaluation.used_together[text][one][other]
+            cells.append(Text(f"{one} and {other}, {show_share(share)}"))
+        table.add_row(Text(text), *cells)
     return table
 
 
@@ -230,10 +264,11 @@ def render_page(evaluation: Evaluation, light: dict[str, bytes], dark: dict[str,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bits=show, signed=show_signed, share=show_share, ends=show_interval, meaning=describe_model
-    )
+        bits=show, signed=show_signed, share=show_share, ends=show_interval, meaning=describe_model,
+        token=show_token,
+    )  # fmt: skip
     return environment.get_template("report.html.j2").render(
-        report=evaluation, light=_embedded(light), dark=_embedded(dark)
+        report=evaluation, light=_embedded(light), dark=_embedded(dark), used_weight=USED_WEIGHT
     )
 
 
