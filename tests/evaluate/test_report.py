@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from moiety.errors import StateError
-from moiety.evaluate import bootstrap, charts, report
+from moiety.evaluate import bootstrap, charts, report, tables
 from moiety.evaluate.bootstrap import TextScores
-from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
 from moiety.evaluate.routing import TokenShare
 
 OWNERS = ("hospital", "law-office", "software-house")
@@ -47,6 +47,7 @@ def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
         models=tuple(models),
         routing={text: {k: float(v) for k, v in row.items()} for text, row in shares.items()},
         **_routing(generator, shares, layers),
+        beginnings=tuple(_beginning(scores, models, n) for n in (32, 128)),
         command="moiety eval release --text public=public.jsonl --out report",
         seconds=83.4,
         versions={"moiety": "0.1.0", "torch": "2.13.0"},
@@ -83,6 +84,20 @@ def _routing(generator, shares, layers):
             for name in names
         },
     }
+
+
+def _beginning(scores, models, first):
+    """As if every document were ``first`` bytes shorter, and every byte a token."""
+    cut = {n: TextScores(one.nats, one.document_bytes - first) for n, one in scores.items()}
+    found = bootstrap.measure(models, cut, samples=200)
+    return ShortTexts(
+        first_tokens=first,
+        tokens={name: int(one.document_bytes.sum()) for name, one in cut.items()},
+        bits_per_token=found.bits_per_byte,
+        bits_per_token_interval=found.bits_per_byte_interval,
+        gap_closed=found.gap_closed,
+        gap_closed_interval=found.gap_closed_interval,
+    )
 
 
 def _scores(generator, text, models, owners):
@@ -124,6 +139,14 @@ def numbers(evaluation):
             yield f"{value:.3f} {low:.3f} to {high:.3f}"
             if model != "anchor":
                 yield f"{round(value - evaluation.bits_per_byte['anchor'][text], 3) + 0.0:+.3f}"
+    for short in evaluation.beginnings:
+        low, high = short.gap_closed_interval
+        shares = [f"{100 * share:.1f} %" for share in (short.gap_closed, low, high)]
+        yield f"first {short.first_tokens} tokens {shares[0]} {shares[1]} to {shares[2]}"
+        for model in evaluation.models:
+            for text in evaluation.text_names:
+                low, high = short.bits_per_token_interval[model][text]
+                yield f"{short.bits_per_token[model][text]:.3f} {low:.3f} to {high:.3f}"
     for owner, price in evaluation.removal.items():
         low, high = evaluation.removal_interval[owner]
         yield f"{owner} {price:+.3f} {low:+.3f} to {high:+.3f}"
@@ -208,15 +231,24 @@ def test_hostile_names_stay_text_everywhere():
 def test_best_values_are_marked_once_a_text(evaluation, folder):
     page = (folder / "report.html").read_text("utf-8")
     best = re.findall(r'<td class="best"><b>([\d.]+)</b>', page)
-    expected = sorted(f"{evaluation.best(text):.3f}" for text in evaluation.text_names)
+    tables = [evaluation.bits_per_byte, *(s.bits_per_token for s in evaluation.beginnings)]
+    expected = sorted(
+        f"{min(row[text] for row in values.values()):.3f}"
+        for values in tables
+        for text in evaluation.text_names
+    )
     assert sorted(best) == expected
 
 
 def terminal(evaluation):
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    for table in report.render_table(evaluation):
+    for table in tables.render_table(evaluation):
         console.print(table)
     return console.file.getvalue()
+
+
+def right(text):
+    return f"anchor+{text}" if text in OWNERS else "anchor"
 
 
 def test_the_terminal_shows_every_number(evaluation):
@@ -224,6 +256,16 @@ def test_the_terminal_shows_every_number(evaluation):
     for model in evaluation.models:
         row = [f"{evaluation.bits_per_byte[model][text]:.3f}" for text in evaluation.text_names]
         assert re.search(re.escape(model) + " " + r" ±[\d.]+ ".join(map(re.escape, row)), seen)
+    for short in evaluation.beginnings:
+        means = [
+            np.mean([short.bits_per_token[how(text)][text] for text in evaluation.text_names])
+            for how in (lambda _: "anchor", right, lambda _: "all")
+        ]
+        shares = [
+            f"{100 * share:.1f} %" for share in (short.gap_closed, *short.gap_closed_interval)
+        ]
+        row = f"{shares[0]} {shares[1]} to {shares[2]} " + " ".join(f"{m:.3f}" for m in means)
+        assert f"first {short.first_tokens} tokens {row}" in seen
     for owner, price in evaluation.removal.items():
         assert f"{owner} {price:+.3f}" in seen
     for text, shares in evaluation.routing.items():
@@ -236,7 +278,7 @@ def test_the_terminal_shows_every_number(evaluation):
 
 
 def test_the_best_is_bold_on_the_terminal(evaluation):
-    matrix = report.render_table(evaluation)[0]
+    matrix = tables.render_table(evaluation)[0]
     for number, text in enumerate(evaluation.text_names):
         cells = list(matrix.columns[number + 1].cells)
         bold = [model for model, cell in zip(evaluation.models, cells, strict=True)
@@ -253,6 +295,8 @@ def test_the_json_line_has_the_promised_keys(evaluation):
     low, high = line["intervals"]["removal"]["hospital"]
     assert low <= line["removal"]["hospital"] <= high
     assert line["texts"][0]["tokens"] == 21_234
+    assert [short["first_tokens"] for short in line["beginnings"]] == [32, 128]
+    assert line["beginnings"][0]["gap_closed"] == evaluation.beginnings[0].gap_closed
     assert line["routing_detail"]["layers"] == 6
     pair = line["routing_detail"]["most_used_together"]["public"]
     assert tuple(pair["experts"]) == evaluation.most_used_pairs["public"]
@@ -273,6 +317,10 @@ def test_an_incomplete_evaluation_is_refused(evaluation):
     with pytest.raises(ValidationError, match="every model on every text"):
         Evaluation(**fields)
     fields = evaluation.model_dump()
+    del fields["beginnings"][1]["bits_per_token"]["all"]
+    with pytest.raises(ValidationError, match="every model on every text"):
+        Evaluation(**fields)
+    fields = evaluation.model_dump()
     del fields["used_together"]["public"]
     with pytest.raises(ValidationError, match="not told of every text"):
         Evaluation(**fields)
@@ -289,7 +337,7 @@ def test_the_same_evaluation_makes_the_same_bytes(evaluation, folder, tmp_path):
 
 
 def test_charts_are_pictures_with_something_on_them(folder):
-    names = ("bits-per-byte", "difference", "removal", "routing")
+    names = ("bits-per-byte", "difference", "removal", "routing", "short-texts")
     for name in (*names, "routing-by-layer", "used-together"):
         with Image.open(folder / f"{name}.png") as picture:
             width, height = picture.size
@@ -306,7 +354,13 @@ def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
     measures = bootstrap.measure(
         ["anchor"], {"public": _scores(generator, "public", ["anchor"], ())}, samples=20
     )
-    empty = {"routing": {}, "routing_by_layer": {}, "used_together": {}, "tokens_taken": {}}
+    empty = {
+        "beginnings": (),
+        "routing": {},
+        "routing_by_layer": {},
+        "used_together": {},
+        "tokens_taken": {},
+    }
     bare = make().model_copy(update={"models": ("anchor",)} | empty | asdict(measures))
     bare = Evaluation(**(bare.model_dump() | {"texts": ({"name": "public", "documents": 60,
                                                          "tokens": 9, "bytes": 30},)}))  # fmt: skip

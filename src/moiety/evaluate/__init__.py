@@ -2,7 +2,8 @@
 
 from moiety.evaluate.attribution import attribute
 from moiety.evaluate.matrix import Question, evaluate, model_names
-from moiety.evaluate.report import Evaluation, render_table, to_json_line, write_report
+from moiety.evaluate.report import Evaluation, to_json_line, write_report
+from moiety.evaluate.tables import render_table
 
 __all__ = [
     "Evaluation",

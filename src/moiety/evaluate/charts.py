@@ -41,6 +41,8 @@ def draw(evaluation: Evaluation, *, dark: bool) -> dict[str, bytes]:
     pictures = {"bits-per-byte": _bits_per_byte(evaluation, theme)}
     if "anchor" in evaluation.models and len(evaluation.models) > 1:
         pictures["difference"] = _difference(evaluation, theme)
+    if any(short.gap_closed is not None for short in evaluation.beginnings):
+        pictures["short-texts"] = _short_texts(evaluation, theme)
     if evaluation.removal:
         pictures["removal"] = _removal(evaluation, theme)
     if evaluation.routing:
@@ -115,6 +117,35 @@ def _difference(evaluation: Evaluation, theme: Theme) -> bytes:
     name_ticks(axes.yaxis, models)
     axes.tick_params(length=0)
     caption(axes, "bits per byte minus the anchor's; blue: better, red: worse", theme)
+    return png(figure)
+
+
+def _short_texts(evaluation: Evaluation, theme: Theme) -> bytes:
+    """Gap closed on the first tokens of documents and on whole ones, each with its interval."""
+    rows = [
+        (f"first {short.first_tokens} tokens", short.gap_closed, short.gap_closed_interval)
+        for short in evaluation.beginnings
+    ]
+    rows.append(("everything", evaluation.gap_closed, evaluation.gap_closed_interval))
+    figure, axes = new_figure(7.2, 1.1 + 0.42 * len(rows), theme)
+    for y, (_, gap, ends) in enumerate(rows):
+        if gap is None:
+            continue
+        if ends is not None:
+            axes.plot(ends, [y, y], color=theme.ink, linewidth=1.4, marker="|", zorder=2)
+        axes.plot(gap, y, "o", color=_WHOLE, markersize=8, zorder=3)
+        axes.annotate(
+            f"{100 * gap:.1f}", (gap, y), xytext=(0, 7), textcoords="offset points",
+            ha="center", fontsize=9, color=theme.ink,
+        )  # fmt: skip
+    axes.axvline(1, color=theme.ink, linewidth=1)
+    axes.set_yticks(range(len(rows)))
+    name_ticks(axes.yaxis, [row[0] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="x", color=theme.faint, linewidth=0.8)
+    axes.set_xlabel("gap closed; 100 %: as good as who knows the owner", color=theme.ink)
     return png(figure)
 
 

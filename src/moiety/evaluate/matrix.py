@@ -16,10 +16,13 @@ import torch
 
 from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokenizer, pack_text
 from moiety.evaluate.bootstrap import TextScores, measure
-from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
 from moiety.evaluate.routing import RoutingWatch, tokens_taken
 from moiety.merge import load_release, open_release
 from moiety.model import Mixture
+
+BEGINNINGS = (32, 128)
+"""Documents are also judged by so many of their first tokens: how soon does the router know?"""
 
 Watcher = Callable[[str, int, int], None]
 """Is told ``what is being scored``, how many cells are done, and how many there are."""
@@ -68,6 +71,7 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         separator = next(iter(texts.values())).separator
         filled = _fill(mixture, models, texts, question, watch)
     measures = measure(models, filled.scores, seed=question.seed)
+    beginnings = tuple(_beginning(models, filled, n, question.seed) for n in BEGINNINGS)
     return Evaluation(
         release=release.digest,
         routing_mode=question.routing,
@@ -78,6 +82,7 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         bits_per_byte_interval=measures.bits_per_byte_interval,
         gap_closed=measures.gap_closed,
         gap_closed_interval=measures.gap_closed_interval,
+        beginnings=beginnings,
         removal=measures.removal,
         removal_interval=measures.removal_interval,
         routing={name: one.shares() for name, one in filled.watches.items()},
@@ -123,6 +128,7 @@ class _Filled:
     """The scores of every model on every text, and how the whole release routed."""
 
     scores: dict[str, TextScores]
+    beginnings: dict[int, dict[str, TextScores]]
     facts: tuple[TextFacts, ...]
     watches: dict[str, RoutingWatch]
 
@@ -136,6 +142,7 @@ def _fill(
 ) -> _Filled:
     everybody = tuple(range(len(mixture.names)))
     scores, facts, watches, done = {}, [], dict[str, RoutingWatch](), 0
+    beginnings: dict[int, dict[str, TextScores]] = {length: {} for length in BEGINNINGS}
     for name, text in texts.items():
         rows, seen = [], dict[tuple[int, ...], DocumentNats]()
         for model in models:
@@ -145,12 +152,15 @@ def _fill(
                     routing = RoutingWatch(mixture) if slots == everybody else None
                     seen[slots] = _judge(mixture, text, question, routing)
                     watches |= {} if routing is None else {name: routing}
-            rows.append(seen[slots].nats)
+            rows.append(seen[slots])
             done += 1
             if watch is not None:
                 watch(f"{name} · {model}", done, len(models) * len(texts))
         found = seen[everybody]
-        scores[name] = TextScores(np.stack(rows), found.bytes.astype(np.float64))
+        nats_MD = np.stack([row.nats for row in rows])
+        scores[name] = TextScores(nats_MD, found.bytes.astype(np.float64))
+        for length, by_text in beginnings.items():
+            by_text[name] = _begun(rows, length)
         facts.append(
             TextFacts(
                 name=name,
@@ -159,7 +169,28 @@ def _fill(
                 bytes=int(found.bytes.sum()),
             )
         )
-    return _Filled(scores, tuple(facts), watches)
+    return _Filled(scores, beginnings, tuple(facts), watches)
+
+
+def _begun(rows: Sequence[DocumentNats], length: int) -> TextScores:
+    """Per token, not per byte: how many bytes a document's first tokens are is not known."""
+    tokens_D = rows[0].beginnings[length].tokens
+    some_D = tokens_D > 0  # a tokenizer may leave nothing of a text
+    nats_MD = np.stack([row.beginnings[length].nats for row in rows])
+    return TextScores(nats_MD[:, some_D], tokens_D[some_D].astype(np.float64))
+
+
+def _beginning(models: Sequence[str], filled: _Filled, length: int, seed: int) -> ShortTexts:
+    scores = filled.beginnings[length]
+    measures = measure(models, scores, seed=seed)
+    return ShortTexts(
+        first_tokens=length,
+        tokens={name: int(text.document_bytes.sum()) for name, text in scores.items()},
+        bits_per_token=measures.bits_per_byte,
+        bits_per_token_interval=measures.bits_per_byte_interval,
+        gap_closed=measures.gap_closed,
+        gap_closed_interval=measures.gap_closed_interval,
+    )
 
 
 def _judge(
@@ -174,4 +205,6 @@ def _judge(
         return mixture.score(tokens, documents).float().cpu().numpy()
 
     with nullcontext() if routing is None else mixture.watching(routing.see):
-        return text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
+        return text.judge(
+            score, max_tokens=question.max_tokens, seed=question.seed, beginnings=BEGINNINGS
+        )
