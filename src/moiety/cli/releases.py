@@ -168,8 +168,8 @@ def _allowed(keys: list[Path] | None) -> set[str] | None:
 def _tell_sweep(sweep: Any) -> None:
     table = Table(
         title="Experts a token, bits per byte of held-out public text",
-        caption=f"documents: {sweep.documents:,}, tokens: {sweep.tokens:,}; public text says nothing "
-        "about owners' text",
+        caption=f"documents: {sweep.documents:,}, tokens: {sweep.tokens:,}; "
+        "public text says nothing about owners' text",
         title_justify="left",
         caption_justify="left",
     )
