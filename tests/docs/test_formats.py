@@ -18,6 +18,8 @@ from moiety.bundle.papers import Envelope
 from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
 from moiety.merge.roster import Roster
+from moiety.study.paper import StudyReport
+from moiety.study.plan import StudyPlan
 from moiety.train.trained import TrainedPaper
 
 FORMATS = DOCS / "formats.md"
@@ -33,6 +35,8 @@ PAPERS: dict[str, type[BaseModel]] = {
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
+    "STUDY.toml": StudyPlan,
+    "report.json of a study": StudyReport,
 }
 LIMITS = "Limits, and why"
 

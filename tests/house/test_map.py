@@ -18,7 +18,7 @@ from tests.house.source import PACKAGE, door, imported, place, python_files, roo
 LAYERS = """
 __init__ __main__
 cli
-demo
+demo study
 serve evaluate audit hub
 baselines
 merge train
