@@ -52,7 +52,7 @@ def test_every_frozen_tensor_is_still_the_file_s(bench, tmp_path, way):
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: ",".join(way) or "plain")
-def test_and_everything_else_has_moved(bench, tmp_path, way):
+def test_and_everything_else_has_moved_but_the_table(bench, tmp_path, way):
     config = tiny.settings(*way)
     pair, job = bench.job(config)
     before = {name: tensor.clone() for name, tensor in pair.expert_tensors().items()}
@@ -60,7 +60,7 @@ def test_and_everything_else_has_moved(bench, tmp_path, way):
     # A token row that routes nothing and has no loss of its own has nothing to learn from.
     idle = {"pair.token_share=0", "pair.row_weight=0"} <= set(way)
     for name, tensor in pair.expert_tensors().items():
-        moved = not (idle and name.endswith("router.token"))
+        moved = name != "router.evidence" and not (idle and name.endswith("router.token"))
         assert torch.equal(tensor, before[name]) != moved, name
 
 

@@ -75,7 +75,7 @@ def test_every_number_is_that_of_documents_scored_alone(tiny_world, auto):
 
 
 def by_hand(trials):
-    """The rule, said again: from 2 on, within 0.002 of the best under both kinds of rows."""
+    """The rule, said again: from 2 on, within 0.002 of the best routed either way."""
     rest = [one for one in trials if one.top_k > 1] or list(trials)
     for one in rest:
         near = [

@@ -173,7 +173,7 @@ def _tell_sweep(sweep: Any) -> None:
         title_justify="left",
         caption_justify="left",
     )
-    columns = ("k", "context rows", "minus anchor", "token rows", "minus anchor", "MFLOPs a token")
+    columns = ("k", "by evidence", "minus anchor", "by token row", "minus anchor", "MFLOPs a token")
     for column in (*columns, "times the anchor's", ""):
         table.add_column(column, justify="right")
     alone = f"{sweep.anchor:.3f}"

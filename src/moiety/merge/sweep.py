@@ -5,8 +5,8 @@ cutting experts off costs *there*, and nothing about owners' text: an expert tha
 lose on its owner's text what public text cannot show. Hence the rule:
 
 - ``LEAST_TOP_K`` experts or more: each was trained beside the anchor, never alone;
-- the smallest number that costs at most ``TOLERANCE`` more than the best, under both kinds of
-  rows, because one release serves both; where none does, the one that loses least.
+- the smallest number that costs at most ``TOLERANCE`` more than the best, routed by evidence and
+  by token rows, because one release serves both; where none does, the one that loses least.
 
 What each owner published about public text is compared with what its expert does here.
 
@@ -52,7 +52,7 @@ Watcher = Callable[[str, int, int], None]
 class Trial:
     """One number of experts. Units: bits per byte of held-out public text; FLOPs a token.
 
-    ``context`` under context rows, as moiety routes; ``token`` under token rows, as stock loaders.
+    ``context`` by evidence, as moiety routes; ``token`` by token rows, as stock loaders do.
     """
 
     top_k: int
@@ -109,9 +109,9 @@ def choose_top_k(trials: Sequence[Trial]) -> int:
 
 
 def flops_per_token(paper: papers.AnchorPaper, num_experts: int, top_k: int) -> int:
-    """Two for each weight a token meets: attention, head, ``top_k`` blocks and all rows.
+    """Two for each weight a token meets: attention, head, ``top_k`` blocks and all token rows.
 
-    Looking a token up costs nothing; attention's own products, which grow with the text, are left
+    Looking a token up costs nothing, its evidence neither; attention's own products, which grow with the text, are left
     out.
     """
     outside = sum(
