@@ -42,14 +42,12 @@ def weights_by_hand(world, mixture, document, kind, top_k):
     for hook in hooks:
         hook.remove()
     for layer, states_TD in states.items():
-        scores = []
-        for owner in NAMES:
-            row = world.row(owner, layer, kind)
-            bias = row[-1] if kind == "context" else 0.0
-            scores.append(states_TD @ row[: tiny.WIDTH] + bias)
         for place, token in enumerate(ids):
-            begin = 0 if kind == "context" else place
-            logits = [float(score[begin : place + 1].double().mean()) for score in scores]
+            if kind == "context":
+                said = [[float(world.table(owner)[t]) for t in ids[: place + 1]] for owner in NAMES]
+                logits = [sum(one) * 16 / (len(one) + 16) for one in said]
+            else:
+                logits = [float(states_TD[place] @ world.row(owner, layer)) for owner in NAMES]
             weights = torch.tensor(logits).softmax(0)
             kept = weights >= weights.sort(descending=True).values[top_k - 1]
             yield token, layer, (weights * kept).tolist()
