@@ -166,9 +166,9 @@ def _verify_file(path: Path, allowed: set[str] | None, release: Path | None) -> 
         receipt = orders.verify_receipt(path)
         flags = ["signature and form only: name --release to check it against one"]
     else:
-        from moiety.merge import verify_receipt_against
+        from moiety.merge import withdrawal
 
-        receipt, flags = verify_receipt_against(path, release), []
+        receipt, flags = withdrawal.verify_receipt_against(path, release), []
     signing.check_allowed(receipt.key, allowed, path)
     facts = receipt.receipt.model_dump()
     facts["removed"] = f"{len(facts['removed'])} tensors"

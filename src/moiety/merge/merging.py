@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moiety.bundle import VerifiedBundle, anchors, verify_bundle
@@ -22,6 +22,7 @@ from moiety.merge.sources import (
     member_from_release,
 )
 from moiety.merge.streaming import Progress
+from moiety.merge.withdrawal import GONE_BACK
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def admit(
 ) -> MergeSummary:
     """A release with one more owner: byte for byte the merge that always had it.
 
+    If the release was tuned everybody goes back to the rows of their bundles.
+
     Raises:
         TrustError: the release or the bundle does not hold, or the owner is in it already.
         StateError: ``out`` exists, or the disk is full.
@@ -111,7 +114,8 @@ def admit(
                 native=roster.native,
                 progress=progress,
             )
-    return _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
+    done = _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
+    return done if roster.strict else replace(done, flags=[*done.flags, GONE_BACK])
 
 
 def _verify_bundles(

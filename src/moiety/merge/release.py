@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from moiety.bundle import anchors, verify_manifest
 from moiety.errors import IntegrityError, PolicyError
 from moiety.family import OLMO2, context_row, token_row
 from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
 from moiety.merge import layout
-from moiety.merge.assemble import config_for, index_for, zero_rows
-from moiety.merge.roster import Roster, Slot, read_roster
+from moiety.merge.assemble import config_for, index_for, row_digests, zero_rows
+from moiety.merge.roster import WHY_NOT_STRICT, Roster, Rows, Slot, read_roster
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import run_jobs
 from moiety.tensors import TensorFile, open_tensors
@@ -149,10 +152,8 @@ def _check_anchor(release: Release) -> None:
     for dense, _, mixed in layout.matrix_names(paper.num_layers, 0):
         if first.tensors[mixed] != paper.tensors[dense].sha256:
             raise IntegrityError(f"slot 0 is not the anchor: {mixed}", where=folder)
-    context, token = zero_rows(paper)
-    if first.rows.context != tuple(map(digest_bytes, context)) or first.rows.token != tuple(
-        map(digest_bytes, token)
-    ):
+    rows = [first.rows] if roster.tuning is None else [first.rows, roster.tuning.rows[0]]
+    if any(found != row_digests(*zero_rows(paper)) for found in rows):
         raise IntegrityError("the anchor's rows are not zero", where=folder)
 
 
@@ -196,23 +197,40 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
 
 
 def _check_rows(release: Release) -> None:
+    """The rows are those in the roster: the owners' own, and the tuned ones where there are any."""
     roster = release.roster
-    context, token = layout.row_shapes(len(roster.experts), roster.width)
+    _check_stacks(release, roster.own_row_files, [expert.rows for expert in roster.experts])
+    if roster.tuning is None:
+        return
+    tuned_files = layout.row_files()
+    _check_stacks(release, tuned_files, roster.tuning.rows)
+    for name in tuned_files:
+        with open_tensors(release.folder / name) as file:
+            if not all(np.isfinite(file.read(tensor)).all() for tensor in file.spans):
+                raise PolicyError("a tuned row is not finite", where=file.path)
+    if WHY_NOT_STRICT not in read_limited(release.folder / layout.CARD).decode("utf-8", "replace"):
+        raise IntegrityError("the card hides that it is not strict", where=release.folder)
+
+
+def _check_stacks(release: Release, files: tuple[str, str], slots: Sequence[Rows]) -> None:
+    """Files of (context rows, token rows) against the digests of each slot's rows."""
+    roster = release.roster
+    context, token = layout.row_shapes(len(slots), roster.width)
     layers = range(roster.num_layers)
     stacks = [
-        ("context", layout.CONTEXT, [layout.context_name(n) for n in layers], context, "F32"),
-        ("token", layout.ROUTER, [OLMO2.gate(n) for n in layers], token, roster.dtype),
+        ("context", files[0], [layout.context_name(n) for n in layers], context, "F32"),
+        ("token", files[1], [OLMO2.gate(n) for n in layers], token, roster.dtype),
     ]
     for kind, file_name, names, shape, dtype in stacks:
         with open_tensors(release.folder / file_name) as file:
             _check_spans(file, dict.fromkeys(names, (shape, dtype)))
             for layer, name in enumerate(names):
                 row_bytes = file.spans[name].num_bytes // shape[0]
-                for expert in roster.experts:
-                    data = bytes(file.read_range(name, expert.slot * row_bytes, row_bytes))
-                    if digest_bytes(data) != getattr(expert.rows, kind)[layer]:
+                for slot, rows in enumerate(slots):
+                    data = bytes(file.read_range(name, slot * row_bytes, row_bytes))
+                    if digest_bytes(data) != getattr(rows, kind)[layer]:
                         where = f"{file.path}: {name}"
-                        raise IntegrityError(f"not the row of {expert.name}", where=where)
+                        raise IntegrityError(f"not the row of {roster.names[slot]}", where=where)
 
 
 def _check_shards(release: Release) -> None:

@@ -1,7 +1,10 @@
-"""Changing weights: anchors from public text, experts from an owner's."""
+"""Changing weights: anchors from public text, experts from an owner's.
 
+``jobs`` is a module: the loop, for rooms that have other weights to train.
+"""
+
+from moiety.train import jobs
 from moiety.train.anchor import import_anchor, new_anchor
-from moiety.train.compute import has_fast_bf16
 from moiety.train.config import TrainConfig, resolve_config
 from moiety.train.expert import ExpertPlan, train_expert
 from moiety.train.presets import PRESETS
@@ -10,8 +13,8 @@ __all__ = [
     "PRESETS",
     "ExpertPlan",
     "TrainConfig",
-    "has_fast_bf16",
     "import_anchor",
+    "jobs",
     "new_anchor",
     "resolve_config",
     "train_expert",
