@@ -1,0 +1,160 @@
+"""At the coordinator: a strict release, its owners' proxies, and a release with tuned rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moiety.bundle import anchors, orders
+from moiety.data import Sources
+from moiety.errors import ConfigError, PolicyError, StateError
+from moiety.family import OLMO2
+from moiety.files import canonical_json, parse_json, read_limited, write_atomic
+from moiety.merge import load_release, open_release, tuned
+from moiety.train import TrainConfig, jobs, resolve_config
+from moiety.tune.rows import tune_rows
+from moiety.tune.sample import open_sample
+from moiety.tune.texts import pack_texts
+
+DEFAULT_STEPS = 200
+_DEFAULTS = ("optim.learning_rate=0.01", "budget.judge_every=25")
+"""A step moves a row by at most a hundredth of its size."""
+
+_START = "start.json"
+
+
+@dataclass(frozen=True)
+class RouterPlan:
+    """What a coordinator asked for. ``anchor`` is the release's, with its public sample."""
+
+    release: Path
+    anchor: Path
+    proxies: Sequence[Path]
+    out: Path
+    config: TrainConfig
+    steps: int = DEFAULT_STEPS
+
+
+@dataclass(frozen=True)
+class TunedRouter:
+    """What was written. ``heldout`` has, for each kind of row, bits per byte before and after."""
+
+    out: Path
+    digest_before: str
+    digest: str
+    names: list[str]
+    steps: int
+    heldout: dict[str, tuple[float, float]]
+    flags: list[str]
+
+
+def tuning_config(assignments: Sequence[str] = ()) -> TrainConfig:
+    """Settings for tuning: the trainer's, with a learning rate in units of a row's size."""
+    return resolve_config(TrainConfig(), None, [*_DEFAULTS, *assignments])
+
+
+def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) -> TunedRouter:
+    """Trains the router rows of a release on its owners' proxies and public text.
+
+    Unfinished work lies in ``OUT.tuning`` and is removed at the end.
+
+    Raises:
+        TrustError: release, anchor or proxies do not hold, or do not belong together.
+        ConfigError: settings that do not fit the anchor.
+        StateError: the release was tuned before, ``out`` exists, or other work lies unfinished.
+        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; ``resume`` goes on.
+    """
+    if plan.out.exists():
+        raise StateError("exists already", where=plan.out, remedy="name a new folder")
+    release = open_release(plan.release)
+    tuned.check_strict(release)
+    proxies = [orders.verify_proxies(path) for path in plan.proxies]
+    named = tuned.check_proxies(release, proxies)
+    anchor, sample = open_sample(plan.anchor)
+    if anchor.digest != release.roster.anchor:
+        raise PolicyError("not the anchor of this release", where=plan.anchor)
+    _check_config(plan)
+    work = plan.out.absolute().with_name(f"{plan.out.name}.tuning")
+    with jobs.resumable():
+        papers = sorted(one.digest for one in proxies)
+        _check_start(work, {"release": release.digest, "proxies": papers}, resume)
+        rows, heldout = _train(plan, anchor, sample, named, work, resume, quiet)
+        done = tuned.write_tuned(plan.release, plan.out, rows, proxies, steps=plan.steps)
+    shutil.rmtree(work, ignore_errors=True)
+    flags = [
+        f"{kind} rows: nothing was won, they are as they were"
+        for kind, bits in heldout.items()
+        if bits[0] == bits[1]
+    ]
+    flags += [f"{owner}'s proxies are not signed" for owner, one in named.items() if not one.key]
+    return TunedRouter(
+        plan.out, done.digest_before, done.digest, done.names, plan.steps, heldout, flags
+    )
+
+
+def _train(
+    plan: RouterPlan,
+    anchor: anchors.Anchor,
+    sample: Sources,
+    proxies: dict[str, orders.VerifiedProxies],
+    work: Path,
+    resume: bool,
+    quiet: bool,
+) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+    config = plan.config
+    texts = pack_texts(
+        plan.anchor,
+        sample,
+        {owner: one.proxies for owner, one in proxies.items()},
+        config,
+        work / "text",
+    )
+    device = jobs.resolve_compute(config.compute, plan.steps).device
+    mixture = load_release(plan.release, device=device)
+    if config.data.window_tokens > mixture.backbone.config.max_position_embeddings:
+        raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
+    frozen = jobs.frozen_digest(mixture.backbone)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    heldout: dict[str, tuple[float, float]] = {}
+    for kind in ("context", "token"):
+        rows, before, after = tune_rows(
+            mixture, kind, texts, config, plan.steps, work / kind, resume=resume, quiet=quiet
+        )
+        arrays |= rows.arrays()
+        heldout[kind] = before, after
+    if jobs.frozen_digest(mixture.backbone) != frozen:
+        raise StateError("a frozen tensor changed while rows were tuned", where=plan.release)
+    for number in range(anchor.paper.num_layers):
+        arrays[OLMO2.gate(number)] = arrays.pop(f"layers.{number}.token")
+    return arrays, heldout
+
+
+def _check_config(plan: RouterPlan) -> None:
+    if plan.steps < 1:
+        raise ConfigError(f"{plan.steps} steps", where="steps", remedy="give at least 1")
+    if plan.config.batch.windows < 2:
+        raise ConfigError("a step needs public text and proxies", where="batch.windows")
+
+
+def _check_start(work: Path, facts: dict[str, Any], resume: bool) -> None:
+    """Unfinished work belongs to one release and its proxies; the loop checks the settings."""
+    start = {"format": "moiety.start/1", **facts}
+    path = work / _START
+    if not path.exists():
+        write_atomic(path, canonical_json(start))
+        return
+    if not resume:
+        raise StateError(
+            "a tuning was begun here", where=work, remedy="go on with --resume, or remove it"
+        )
+    if parse_json(read_limited(path), path) != start:
+        raise StateError(
+            "this tuning was begun for another release or other proxies",
+            where=work,
+            remedy="remove it, and begin again",
+        )
