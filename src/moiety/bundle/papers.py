@@ -39,8 +39,8 @@ PROXIES_MAX_BYTES = 2 * 2**20
 MAX_PROXIES = 16_384
 """Documents of the public sample that one owner may name: their digests take 1.1 MB."""
 
-MIN_PROXIES = 16
-"""Fewer could not be split into text to train on and text to judge on."""
+MIN_PROXIES = 2
+"""One to train on and one to judge on."""
 
 
 class Paper(BaseModel):

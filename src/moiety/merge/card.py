@@ -47,10 +47,12 @@ digest of everything here, `bundles/` the owners' signatures; `moiety verify` ch
 _TUNED = """
 ## Not strict
 
-{reason} {owners} named such text. So what one
-owner's rows say depends on the others, and leaving an owner out of a request is not the same as the
-model that never had that owner. The rows of the bundles lie in `untuned/`. When an owner leaves or
-joins, everybody goes back to them first.
+{reason}
+Text was chosen by: {owners}.
+
+So what one owner's rows say depends on the others, and a request without an owner is not answered
+as by the release that never had that owner. The rows of the bundles lie in `untuned/`. When an
+owner leaves or joins, everybody goes back to them first.
 """
 
 
