@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests import tiny
-from tests.tune.conftest import SEEDS, public_digests
+from tests.tune.worlds import SEEDS, public_digests
 
 from moiety.bundle import anchors, orders, signing
 from moiety.data import Sources

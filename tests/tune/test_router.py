@@ -10,7 +10,7 @@ import torch
 from tests import tiny
 from tests.merge.tunings import write_proxies
 from tests.merge.worlds import assert_same_tree, tree
-from tests.tune.conftest import config
+from tests.tune.worlds import config
 from transformers import AutoModelForCausalLM, FlexOlmoForCausalLM
 
 from moiety.data import Sources
@@ -119,9 +119,9 @@ def test_what_is_not_signed_or_won_nothing_is_told(tune_world, plan, tmp_path):
 
     paper = orders.verify_proxies(tune_world.proxies("amy")).proxies
     orders.write_proxies(paper, None, tmp_path / "amy.json")
-    wild = config("optim.learning_rate=1000", "budget.judge_every=1")
+    timid = config("optim.learning_rate=1e-12")
     unsigned = replace(
-        plan, proxies=[tmp_path / "amy.json"], out=tmp_path / "out", config=wild, steps=2
+        plan, proxies=[tmp_path / "amy.json"], out=tmp_path / "out", config=timid, steps=2
     )
     done = tune_router(unsigned, quiet=True)
     assert "amy's proxies are not signed" in done.flags
@@ -136,6 +136,7 @@ def refused(kind, match, plan):
     with pytest.raises(kind, match=match):
         tune_router(plan, quiet=True)
     assert not plan.out.exists()
+    assert not plan.out.with_name(f"{plan.out.name}.tuning").exists()
 
 
 def test_what_does_not_belong_together_is_refused(tune_world, plan, tmp_path, tiny_anchor):
@@ -144,7 +145,6 @@ def test_what_does_not_belong_together_is_refused(tune_world, plan, tmp_path, ti
     unknown = write_proxies(tune_world.anchor, "amy", tmp_path / "u.json")
     assert unknown.proxies.documents
     refused(PolicyError, "not in the public sample", replace(new, proxies=[tmp_path / "u.json"]))
-    shutil.rmtree(tmp_path / "new.tuning")
     strangers = write_proxies(tune_world.anchor, "zoe", tmp_path / "z.json")
     assert strangers.key is None
     refused(PolicyError, "no expert called 'zoe'", replace(new, proxies=[tmp_path / "z.json"]))

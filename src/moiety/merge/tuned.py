@@ -66,7 +66,7 @@ def check_proxies(
     for one in proxies:
         said = one.proxies
         expert = release.expert(said.owner)
-        if expert.owner is None or said.owner in found:
+        if said.owner in found:
             raise PolicyError(f"two papers with proxies of {said.owner}", where=where)
         if said.anchor != release.roster.anchor:
             raise PolicyError(f"{said.owner}'s proxies are for another anchor", where=where)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moiety.bundle import anchors, orders
+from moiety.bundle import orders
 from moiety.data import Sources
 from moiety.errors import ConfigError, PolicyError, StateError
 from moiety.family import OLMO2
@@ -19,7 +19,7 @@ from moiety.merge import load_release, open_release, tuned
 from moiety.train import TrainConfig, jobs, resolve_config
 from moiety.tune.rows import tune_rows
 from moiety.tune.sample import open_sample
-from moiety.tune.texts import pack_texts
+from moiety.tune.texts import TuningTexts, check_exist, pack_texts
 
 DEFAULT_STEPS = 200
 _DEFAULTS = ("optim.learning_rate=0.01", "budget.judge_every=25")
@@ -69,55 +69,56 @@ def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) 
         StateError: the release was tuned before, ``out`` exists, or other work lies unfinished.
         KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; ``resume`` goes on.
     """
-    if plan.out.exists():
-        raise StateError("exists already", where=plan.out, remedy="name a new folder")
-    release = open_release(plan.release)
-    tuned.check_strict(release)
-    proxies = [orders.verify_proxies(path) for path in plan.proxies]
-    named = tuned.check_proxies(release, proxies)
-    anchor, sample = open_sample(plan.anchor)
-    if anchor.digest != release.roster.anchor:
-        raise PolicyError("not the anchor of this release", where=plan.anchor)
-    _check_config(plan)
+    digest, proxies, sample = _open(plan)
+    papers = {owner: one.proxies for owner, one in proxies.items()}
+    digests = {owner: one.digest for owner, one in proxies.items()}
     work = plan.out.absolute().with_name(f"{plan.out.name}.tuning")
     with jobs.resumable():
-        papers = sorted(one.digest for one in proxies)
-        _check_start(work, {"release": release.digest, "proxies": papers}, resume)
-        rows, heldout = _train(plan, anchor, sample, named, work, resume, quiet)
-        done = tuned.write_tuned(plan.release, plan.out, rows, proxies, steps=plan.steps)
+        _check_start(work, {"release": digest, "proxies": digests}, resume)
+        texts = pack_texts(plan.anchor, sample, papers, plan.config, work / "text")
+        rows, heldout = _train(plan, texts, work, resume, quiet)
+        done = tuned.write_tuned(
+            plan.release, plan.out, rows, list(proxies.values()), steps=plan.steps
+        )
     shutil.rmtree(work, ignore_errors=True)
     flags = [
         f"{kind} rows: nothing was won, they are as they were"
-        for kind, bits in heldout.items()
-        if bits[0] == bits[1]
+        for kind, (before, after) in heldout.items()
+        if before == after
     ]
-    flags += [f"{owner}'s proxies are not signed" for owner, one in named.items() if not one.key]
+    flags += [f"{owner}'s proxies are not signed" for owner, one in proxies.items() if not one.key]
     return TunedRouter(
         plan.out, done.digest_before, done.digest, done.names, plan.steps, heldout, flags
     )
 
 
+def _open(plan: RouterPlan) -> tuple[str, dict[str, orders.VerifiedProxies], Sources]:
+    """The release's digest, proxies by owner, and public sample: all of them belong together."""
+    if plan.out.exists():
+        raise StateError("exists already", where=plan.out, remedy="name a new folder")
+    if plan.steps < 1:
+        raise ConfigError(f"{plan.steps} steps", where="steps", remedy="give at least 1")
+    if plan.config.batch.windows < 2:
+        raise ConfigError("a step needs public text and proxies", where="batch.windows")
+    release = open_release(plan.release)
+    tuned.check_strict(release)
+    shape = parse_json(read_limited(plan.release / "config.json"), plan.release)
+    if plan.config.data.window_tokens > shape["max_position_embeddings"]:
+        raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
+    proxies = tuned.check_proxies(release, [orders.verify_proxies(path) for path in plan.proxies])
+    anchor, sample = open_sample(plan.anchor)
+    if anchor.digest != release.roster.anchor:
+        raise PolicyError("not the anchor of this release", where=plan.anchor)
+    check_exist({owner: one.proxies for owner, one in proxies.items()}, sample)
+    return release.digest, proxies, sample
+
+
 def _train(
-    plan: RouterPlan,
-    anchor: anchors.Anchor,
-    sample: Sources,
-    proxies: dict[str, orders.VerifiedProxies],
-    work: Path,
-    resume: bool,
-    quiet: bool,
+    plan: RouterPlan, texts: TuningTexts, work: Path, resume: bool, quiet: bool
 ) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
     config = plan.config
-    texts = pack_texts(
-        plan.anchor,
-        sample,
-        {owner: one.proxies for owner, one in proxies.items()},
-        config,
-        work / "text",
-    )
     device = jobs.resolve_compute(config.compute, plan.steps).device
     mixture = load_release(plan.release, device=device)
-    if config.data.window_tokens > mixture.backbone.config.max_position_embeddings:
-        raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     frozen = jobs.frozen_digest(mixture.backbone)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     heldout: dict[str, tuple[float, float]] = {}
@@ -129,16 +130,9 @@ def _train(
         heldout[kind] = before, after
     if jobs.frozen_digest(mixture.backbone) != frozen:
         raise StateError("a frozen tensor changed while rows were tuned", where=plan.release)
-    for number in range(anchor.paper.num_layers):
+    for number in range(len(mixture.backbone.model.layers)):
         arrays[OLMO2.gate(number)] = arrays.pop(f"layers.{number}.token")
     return arrays, heldout
-
-
-def _check_config(plan: RouterPlan) -> None:
-    if plan.steps < 1:
-        raise ConfigError(f"{plan.steps} steps", where="steps", remedy="give at least 1")
-    if plan.config.batch.windows < 2:
-        raise ConfigError("a step needs public text and proxies", where="batch.windows")
 
 
 def _check_start(work: Path, facts: dict[str, Any], resume: bool) -> None:

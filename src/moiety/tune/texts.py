@@ -41,10 +41,9 @@ def pack_texts(
     """Tokenises what is not there yet; resumed work finds everything in place.
 
     Raises:
-        PolicyError: proxies that name a document which does not exist, or too little text.
+        PolicyError: proxies that are too little text.
     """
     chosen = {owner: set(paper.documents) for owner, paper in proxies.items()}
-    _check_exist(chosen, sample)
     _pack(anchor, sample, None, config, folder / PUBLIC)
     for owner, names in sorted(chosen.items()):
         try:
@@ -60,10 +59,11 @@ def pack_texts(
     return TuningTexts(*sides)
 
 
-def _check_exist(chosen: Mapping[str, set[str]], sample: Sources) -> None:
+def check_exist(proxies: Mapping[str, papers.Proxies], sample: Sources) -> None:
+    """Raises ``PolicyError`` when proxies name a document that is not in the sample."""
     held = {document_digest(document.text) for document in sample.documents(Skipped())}
-    for owner, names in sorted(chosen.items()):
-        unknown = sorted(names - held)
+    for owner, paper in sorted(proxies.items()):
+        unknown = sorted(set(paper.documents) - held)
         if unknown:
             raise PolicyError(
                 f"{owner}'s proxies name a document that is not in the public sample",
