@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_mixtures_loss(mixture, texts, kind):
         (loss,) = job.losses(0)
         loss.backward()
         (batch,) = StepWindows(texts.train, config()).passes(0, torch.device("cpu"))
-        assert loss_by_hand(mixture, batch).item() == pytest.approx(float(loss), rel=1e-5)
+        assert loss_by_hand(mixture, batch).item() == pytest.approx(loss.item(), rel=1e-5)
         for name in (f"layers.0.{kind}", f"layers.1.{kind}"):
             change = rows.corrections[name]
             for place in ((0, 3), (1, 0), (1, change.shape[1] - 1)):
