@@ -26,7 +26,7 @@ from moiety.errors import DataError
 from moiety.files import digest_bytes
 
 _FEATURE_BITS = 18
-_TEXT_CHARS = 20_000
+TEXT_CHARS = 20_000
 """Only so much of a document is read: what it is about shows soon."""
 
 _SPREAD = 0x9E3779B97F4A7C15
@@ -66,7 +66,7 @@ def classify(own: Sequence[Text], public: Sequence[Text], tokenize: Tokenize) ->
         DataError: too few records to judge on others than were learned from.
     """
     texts = [*own, *public]
-    bags = _Bags.of([text.text[:_TEXT_CHARS] for text in texts], tokenize)
+    bags = _Bags.of([text.text[:TEXT_CHARS] for text in texts], tokenize)
     own_D = torch.arange(len(texts)) < len(own)
     fold_D = torch.tensor([_fold(text.record) for text in texts])
     logits_D = torch.zeros(len(texts), dtype=torch.double)

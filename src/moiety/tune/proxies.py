@@ -18,7 +18,7 @@ from moiety.bundle import anchors, orders, papers
 from moiety.data import Skipped, Sources, load_tokenizer
 from moiety.errors import ConfigError, StateError
 from moiety.family import owner_problem
-from moiety.tune.classifier import Text, Tokenize, Verdict, classify
+from moiety.tune.classifier import TEXT_CHARS, Text, Tokenize, Verdict, classify
 from moiety.tune.sample import document_digest, open_sample
 
 DEFAULT_PROXIES = 256
@@ -27,7 +27,6 @@ DEFAULT_PROXIES = 256
 _OWN_DOCUMENTS = 4000
 """Own documents that the classifier learns from, chosen by hash: enough to know what they are."""
 
-_OWN_CHARS = 20_000
 _SHOWN = 3
 
 
@@ -116,7 +115,7 @@ def _how_many(asked: int | None, available: int) -> int:
 def _fair_share(sources: Sources, skipped: Skipped) -> list[Text]:
     """Own documents chosen by hash, so that the order of the files does not matter."""
     named = (
-        (document_digest(document.text), document.text[:_OWN_CHARS], document.record)
+        (document_digest(document.text), document.text[:TEXT_CHARS], document.record)
         for document in sources.documents(skipped)
     )
     return [Text(text, record) for _, text, record in heapq.nsmallest(_OWN_DOCUMENTS, named)]
