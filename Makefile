@@ -9,8 +9,16 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 FAST := -m "not slow"
 
+# A study goes on where it stopped; without the text collection beside the checkout it is skipped.
+STUDIES := ../shared/data
+define study
+	@if [ -d $(STUDIES) ]; then $(BIN)/moiety study studies/$(1).toml --out studies/out/$(1); \
+	else echo "skipped: no text collection at $(STUDIES)"; fi
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow check laws docs bench study-small clean
+.PHONY: help setup setup-dev demo test test-slow check laws docs bench clean
+.PHONY: study-tiny study-small study-eight
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +55,14 @@ docs: setup-dev ## Write commands and settings pages anew, check every page
 bench: setup-dev ## Time and memory of every tools/bench_*.py
 	@for bench in tools/bench_*.py; do echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
 
-study-small: setup-dev ## The acceptance run on real text (an hour or two; goes on where it stopped)
-	$(BIN)/python tools/flexmix.py
+study-tiny: setup ## Every way to merge, on real text, in under half an hour
+	$(call study,flexmix-tiny)
+
+study-small: setup ## The comparison that docs/results.md rests on (a night; goes on where it stopped)
+	$(call study,flexmix-small)
+
+study-eight: setup ## Eight owners
+	$(call study,flexmix-8)
 
 clean: ## Remove what was built; keeps demo/
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

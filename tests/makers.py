@@ -83,6 +83,7 @@ def make_run(
         anchor=facts.digest,
         family=paper.family,
         num_layers=paper.num_layers,
+        vocab=paper.vocab,
         width=paper.width,
         hidden=paper.hidden,
         rank=rank,
@@ -132,7 +133,7 @@ def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.nda
     opened = anchors.open_anchor(anchor)
     paper = opened.paper
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    shapes = family.expert_shapes(paper.num_layers, paper.width, paper.hidden, rank)
+    shapes = family.expert_shapes(paper.num_layers, paper.width, paper.hidden, paper.vocab, rank)
     for name, shape in shapes.items():
         noise = rng.normal(size=shape).astype(np.float32) * np.float32(0.1)
         if name.endswith(".weight"):

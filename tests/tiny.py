@@ -20,7 +20,7 @@ from moiety.data import Skipped, Sources, train_tokenizer
 from moiety.files import digest_file
 from moiety.merge import load_release, merge
 from moiety.model import Mixture, load_dense
-from moiety.train import TrainConfig, import_anchor, resolve_config
+from moiety.train import TrainConfig, import_anchor
 from moiety.train.compute import resolve_compute
 from moiety.train.expert import expert_job
 from moiety.train.loop import Job
@@ -221,7 +221,7 @@ STEPS = 12
 
 def settings(*assignments: str) -> TrainConfig:
     """Twelve steps of four windows, with what a test wants otherwise."""
-    return resolve_config(TrainConfig(), None, [*SETTINGS, *assignments])
+    return TrainConfig().resolve(None, [*SETTINGS, *assignments])
 
 
 @dataclass(frozen=True)

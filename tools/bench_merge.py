@@ -127,7 +127,7 @@ def make_big_bundle(folder: Path, anchor: Path, owner: str, rank: int | None, dt
     run.mkdir(parents=True)
     rng = np.random.default_rng(sorted(OWNERS).index(owner) + 1)
     paper = facts.paper
-    shapes = family.expert_shapes(paper.num_layers, paper.width, paper.hidden, rank)
+    shapes = family.expert_shapes(paper.num_layers, paper.width, paper.hidden, paper.vocab, rank)
     matrix_noise = (rng.normal(size=_PATTERN_BYTES // ITEM_BYTES[dtype]) * ROW_SCALE).astype("f4")
     patterns = {"F32": encode(matrix_noise, "F32"), dtype: encode(matrix_noise, dtype)}
     plans = []

@@ -7,7 +7,6 @@ A second family (qwen3 to qwen3_moe, llama to mixtral) adds a row when it is ask
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -58,18 +57,22 @@ def delta_out(layer: int, matrix: str) -> str:
     return f"layers.{layer}.mlp.{matrix}.delta_out"
 
 
-def context_row(layer: int) -> str:
-    """The row that reads the mean over the document so far, ``[width + 1]``: the last is a bias."""
-    return f"layers.{layer}.router.context"
+WITNESSES = 16.0
+"""How many independent tokens a document's evidence is worth at most."""
+
+ENTRY_MAX = 4.0
+"""Nats that one token may say at most, either way."""
+
+EVIDENCE = "router.evidence"
+"""A bundle's table of evidence, ``[vocabulary]``: what each token says of its owner's text."""
+
+EVIDENCE_TABLE = "evidence"
+"""A release's tables, stacked: ``[experts, vocabulary]``."""
 
 
 def token_row(layer: int) -> str:
     """The row that reads one token's state, ``[width]``: what stock checkpoints route with."""
     return f"layers.{layer}.router.token"
-
-
-ROWS: dict[str, Callable[[int], str]] = {"context": context_row, "token": token_row}
-"""The kinds of router rows, and what a bundle calls each in a layer."""
 
 
 def matrix_shape(matrix: str, width: int, hidden: int) -> tuple[int, int]:
@@ -78,10 +81,10 @@ def matrix_shape(matrix: str, width: int, hidden: int) -> tuple[int, int]:
 
 
 def expert_shapes(
-    num_layers: int, width: int, hidden: int, rank: int | None
+    num_layers: int, width: int, hidden: int, vocabulary: int, rank: int | None
 ) -> dict[str, tuple[int, ...]]:
     """Every tensor a bundle must hold, with its shape: exactly these, no more and no fewer."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {EVIDENCE: (vocabulary,)}
     for layer in range(num_layers):
         for matrix in MATRICES:
             rows, columns = matrix_shape(matrix, width, hidden)
@@ -90,7 +93,6 @@ def expert_shapes(
             else:
                 shapes[delta_in(layer, matrix)] = (rank, columns)
                 shapes[delta_out(layer, matrix)] = (rows, rank)
-        shapes[context_row(layer)] = (width + 1,)
         shapes[token_row(layer)] = (width,)
     return shapes
 

@@ -151,7 +151,10 @@ def decode(raw: bytes | bytearray | memoryview, dtype: str) -> np.ndarray[Any, A
 
 
 def encode(array: np.ndarray[Any, Any], dtype: str) -> bytes:
-    """Float32 array to bytes of ``dtype`` (``F32``, ``F16``, ``BF16``; to nearest even)."""
+    """Array to bytes of ``dtype``: float32 to ``F32``, ``F16`` or ``BF16`` (to nearest even), or
+    whole numbers to ``I32``."""
+    if dtype == "I32":
+        return array.astype("<i4").tobytes()
     if dtype == "F32":
         return array.astype("<f4").tobytes()
     if dtype == "F16":

@@ -18,11 +18,15 @@ from moiety.bundle.papers import Envelope
 from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
 from moiety.merge.roster import Roster
+from moiety.study.paper import StudyReport
+from moiety.study.plan import StudyPlan
+from moiety.train.trained import TrainedPaper
 
 FORMATS = DOCS / "formats.md"
 PAPERS: dict[str, type[BaseModel]] = {
     "anchor.json": papers.AnchorPaper,
     "run.json": papers.RunPaper,
+    "trained.json": TrainedPaper,
     "manifest.json": papers.Manifest,
     "signature.json, order.json, receipt.json: the envelope": Envelope,
     "The order inside": papers.WithdrawalOrder,
@@ -32,6 +36,8 @@ PAPERS: dict[str, type[BaseModel]] = {
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
+    "STUDY.toml": StudyPlan,
+    "report.json of a study": StudyReport,
 }
 LIMITS = "Limits, and why"
 

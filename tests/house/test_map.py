@@ -18,8 +18,9 @@ from tests.house.source import PACKAGE, door, imported, place, python_files, roo
 LAYERS = """
 __init__ __main__
 cli
-demo
+demo study
 serve evaluate audit hub tune
+baselines
 merge train
 model data privacy bundle
 tensors

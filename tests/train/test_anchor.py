@@ -16,7 +16,7 @@ from moiety.bundle import anchors
 from moiety.data import Sources
 from moiety.errors import ConfigError, DataError, MoietyError, StateError
 from moiety.model import load_dense
-from moiety.train import PRESETS, import_anchor, new_anchor, resolve_config
+from moiety.train import PRESETS, import_anchor, new_anchor
 from moiety.train.log import RunLog
 
 QUICK = (
@@ -31,7 +31,7 @@ QUICK = (
 
 
 def make(folder, out, **how):
-    config = resolve_config(PRESETS["tiny"].train_config(0), None, QUICK)
+    config = PRESETS["tiny"].train_config(0).resolve(None, QUICK)
     text = folder / "public.jsonl"
     if not text.exists():
         tiny.write_text(text, seed=0, documents=40)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import Olmo2ForCausalLM
 
 from moiety.errors import ConfigError
-from moiety.train import PRESETS, TrainConfig, resolve_config
+from moiety.train import PRESETS, TrainConfig
 from moiety.train.compute import can_compile, resolve_compute
 from moiety.train.config import ComputeConfig
 from moiety.train.loop import schedule
@@ -24,16 +24,14 @@ def toml(tmp_path, text):
 
 def test_a_file_overrides_the_defaults_and_assignments_override_the_file(tmp_path):
     file = toml(tmp_path, "seed = 3\n[optim]\nlearning_rate = 0.5\nbeta1 = 0.1\n[pair]\nrank = 8\n")
-    found = resolve_config(
-        TrainConfig(seed=1), file, ["optim.learning_rate=0.25", "pair.rank=none"]
-    )
+    found = TrainConfig(seed=1).resolve(file, ["optim.learning_rate=0.25", "pair.rank=none"])
     assert (found.seed, found.optim.learning_rate, found.optim.beta1) == (3, 0.25, 0.1)
     assert found.pair.rank is None
     assert found.batch == TrainConfig().batch
 
 
 def test_the_last_assignment_wins():
-    assert resolve_config(TrainConfig(), None, ["seed=1", "seed=2"]).seed == 2
+    assert TrainConfig().resolve(None, ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def test_the_last_assignment_wins():
     ],
 )
 def test_values_are_read_as_toml_or_else_as_text(assignment, value):
-    found = resolve_config(TrainConfig(), None, [assignment])
+    found = TrainConfig().resolve(None, [assignment])
     section, name = assignment.partition("=")[0].strip().split(".")
     assert getattr(getattr(found, section), name) == value
 
@@ -71,32 +69,32 @@ def test_values_are_read_as_toml_or_else_as_text(assignment, value):
 )
 def test_what_is_wrong_is_named_with_everything_that_is_known(assignment, key):
     with pytest.raises(ConfigError) as caught:
-        resolve_config(TrainConfig(), None, [assignment])
+        TrainConfig().resolve(None, [assignment])
     assert caught.value.message.startswith(key)
     assert "pair.row_weight" in caught.value.remedy
 
 
 def test_an_assignment_needs_an_equals_sign():
     with pytest.raises(ConfigError, match=r"section\.field=value"):
-        resolve_config(TrainConfig(), None, ["optim.learning_rate"])
+        TrainConfig().resolve(None, ["optim.learning_rate"])
 
 
 @pytest.mark.parametrize("text", ["seed = ", "[optim]\nbeta1 = 2\n", "[optim]\nspeed = 2\n"])
 def test_a_bad_file_is_an_error(tmp_path, text):
     with pytest.raises(ConfigError):
-        resolve_config(TrainConfig(), toml(tmp_path, text), [])
+        TrainConfig().resolve(toml(tmp_path, text), [])
 
 
 def test_a_file_that_is_not_there_or_not_text_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
-        resolve_config(TrainConfig(), tmp_path / "none.toml", [])
+        TrainConfig().resolve(tmp_path / "none.toml", [])
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot read"):
-        resolve_config(TrainConfig(), tmp_path / "bytes.toml", [])
+        TrainConfig().resolve(tmp_path / "bytes.toml", [])
 
 
 def test_what_was_resolved_can_be_resolved_again():
-    config = resolve_config(TrainConfig(), None, ["pair.rank=3", "optim.beta2=0.5"])
+    config = TrainConfig().resolve(None, ["pair.rank=3", "optim.beta2=0.5"])
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
 
 
@@ -150,4 +148,4 @@ def test_compiling_is_decided_by_the_number_of_steps_unless_it_is_said():
 
 def test_a_setting_that_there_is_not_is_called_that():
     with pytest.raises(ConfigError, match="no such setting"):
-        resolve_config(TrainConfig(), None, ["optim.speed=9"])
+        TrainConfig().resolve(None, ["optim.speed=9"])

@@ -45,9 +45,10 @@ def test_the_same_ones_every_time_and_every_one_once(bench):
 def test_a_pair_is_told_the_borders_and_seen_as_it_routes(bench):
     pair = bench.pair(tiny.settings())
     alone = gather_states(pair.backbone, bench.texts.own, 5, 7).states
+    generator = torch.Generator().manual_seed(3)  # a row drawn otherwise may decline everything
     with torch.no_grad():
         for _, parameter in sorted(pair.trainable().items()):
-            parameter.normal_(std=0.3)
+            parameter.normal_(std=0.3, generator=generator)
     told = []
 
     def tell(documents):

@@ -30,6 +30,7 @@ from moiety.bundle.papers import (
 from moiety.bundle.probes import PROBE as PROBE
 from moiety.bundle.probes import PROBE_POSITIONS_MAX as PROBE_POSITIONS_MAX
 from moiety.bundle.probes import PROBE_POSITIONS_MIN as PROBE_POSITIONS_MIN
+from moiety.bundle.probes import TOKENS as TOKENS
 from moiety.bundle.probes import check_states, open_probe
 from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 from moiety.family import FAMILIES, MATRICES, matrix_shape

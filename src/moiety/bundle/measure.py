@@ -3,7 +3,7 @@
 All of it in small blocks, which stay in the cache of a core, and numpy alone. SHA-256
 and dot products release the interpreter lock, so two threads really are two.
 
-Dimensions: N probe positions, D width, R rank.
+Dimensions: N probe positions, D width, R rank, W probe window, T position, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moiety.errors import IntegrityError, PolicyError
+from moiety.family import WITNESSES
 from moiety.tensors import ITEM_BYTES, TensorFile, decode
 
 _THREADS = 2
@@ -100,5 +101,21 @@ def product_norm(tensors: TensorFile, out_name: str, in_name: str) -> float:
 def captured_share(probe_ND: np.ndarray[Any, Any], row_D: np.ndarray[Any, Any]) -> float:
     """Mean of sigmoid(h·r): the share of public text a row would take from the anchor."""
     with np.errstate(all="ignore"):
-        logits_N = probe_ND.astype(np.float64) @ row_D.astype(np.float64)
-        return float(np.mean(0.5 * (1.0 + np.tanh(0.5 * logits_N))))
+        return _mean_sigmoid(probe_ND.astype(np.float64) @ row_D.astype(np.float64))
+
+
+def share_by_evidence(tokens_WT: np.ndarray[Any, Any], table_V: np.ndarray[Any, Any]) -> float:
+    """The share of public text that a table of evidence would take from the anchor.
+
+    ``tokens_WT``: windows that begin documents, -1 after a document's end. The logits are those of
+    ``moiety.model``'s evidence.
+    """
+    real_WT = tokens_WT >= 0
+    scores_WT = np.where(real_WT, table_V.astype(np.float64)[np.maximum(tokens_WT, 0)], 0.0)
+    seen_T = np.arange(1, tokens_WT.shape[1] + 1)
+    logits_WT = scores_WT.cumsum(axis=1) * WITNESSES / (seen_T + WITNESSES)
+    return _mean_sigmoid(logits_WT[real_WT])
+
+
+def _mean_sigmoid(logits_N: np.ndarray[Any, Any]) -> float:
+    return float(np.mean(0.5 * (1.0 + np.tanh(0.5 * logits_N))))

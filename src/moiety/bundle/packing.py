@@ -117,6 +117,7 @@ def _write_manifest(
         anchor=run.anchor,
         family=run.family,
         num_layers=run.num_layers,
+        vocab=run.vocab,
         width=run.width,
         hidden=run.hidden,
         rank=run.rank,

@@ -181,6 +181,7 @@ class ModelFacts(Paper):
     num_layers: Annotated[int, Field(ge=1, le=1024)]
     width: Annotated[int, Field(ge=1, le=65_536)]
     hidden: Annotated[int, Field(ge=1, le=1_048_576)]
+    vocab: Annotated[int, Field(ge=1, le=2**24)]
 
 
 class ExpertFacts(ModelFacts):
@@ -198,7 +199,7 @@ class ExpertFacts(ModelFacts):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the expert must hold, with its shape."""
-        return expert_shapes(self.num_layers, self.width, self.hidden, self.rank)
+        return expert_shapes(self.num_layers, self.width, self.hidden, self.vocab, self.rank)
 
 
 class PublicFacts(Paper):
@@ -212,7 +213,6 @@ class AnchorPaper(ModelFacts):
     """``anchor.json``: the digest of everything an anchor is made of."""
 
     format: Literal["moiety.anchor/1"] = "moiety.anchor/1"
-    vocab: Annotated[int, Field(ge=1, le=2**24)]
     dtype: Dtype
     tensors: Annotated[dict[TensorName, AnchorTensor], Field(max_length=100_000)]
     files: Annotated[dict[RelativePath, FileFacts], Field(max_length=10_000)]

@@ -136,7 +136,7 @@ def _check_anchor(manifest: Manifest, anchor: AnchorFacts, folder: Path) -> None
             f"trained for another anchor: {manifest.anchor[:12]}, not {anchor.digest[:12]}",
             where=folder,
         )
-    for field in ("family", "num_layers", "width", "hidden"):
+    for field in ("family", "num_layers", "width", "hidden", "vocab"):
         ours, theirs = getattr(manifest, field), getattr(anchor.paper, field)
         if ours != theirs:
             raise PolicyError(f"{field} is {ours}, the anchor's is {theirs}", where=folder)

@@ -13,16 +13,24 @@ import numpy as np
 
 from moiety.bundle.anchors import AnchorFacts
 from moiety.bundle.manifests import WEIGHTS
-from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
+from moiety.bundle.measure import (
+    captured_share,
+    in_threads,
+    measure_tensor,
+    product_norm,
+    share_by_evidence,
+)
 from moiety.bundle.papers import Manifest, ShardFacts, TensorFacts
-from moiety.bundle.probes import open_probe
+from moiety.bundle.probes import TOKENS, open_probe, states_name
 from moiety.errors import IntegrityError, PolicyError
 from moiety.family import (
+    ENTRY_MAX,
+    EVIDENCE,
     FAMILIES,
     MATRICES,
-    ROWS,
     delta_in,
     delta_out,
+    token_row,
     weight,
 )
 from moiety.files import digest_bytes
@@ -145,38 +153,48 @@ def _check_low_rank(
 def _check_rows(
     norms: dict[str, float], manifest: Manifest, anchor: AnchorFacts, tensors: TensorFile
 ) -> list[str]:
-    """How much public text the rows take, averaged over layers: refused, flagged or fine."""
-    flags: list[str] = []
+    """How much public text the table and the rows take: refused, flagged or fine."""
     with open_probe(anchor.probe, anchor.paper) as probe:
-        for kind, row_name in ROWS.items():
-            shares = []
-            for layer in range(manifest.num_layers):
-                name = row_name(layer)
-                states_ND = probe.read(f"layers.{layer}.{kind}")
-                if kind == "context":  # its last number is a bias
-                    states_ND = np.pad(states_ND, ((0, 0), (0, 1)), constant_values=1.0)
-                largest = float(np.max(np.linalg.norm(states_ND.astype(np.float64), axis=1)))
-                if not norms[name] * largest <= LOGIT_MAX:
-                    raise PolicyError(
-                        f"a router row of norm {norms[name]:.4g}: logits up to "
-                        f"{norms[name] * largest:.4g} on public text",
-                        where=f"{tensors.path}: {name}",
-                    )
-                shares.append(captured_share(states_ND, tensors.read(name)))
-            flags += _judge_shares(kind, shares, tensors.path)
+        flags = _check_table(tensors, probe)
+        shares = []
+        for layer in range(manifest.num_layers):
+            name = token_row(layer)
+            states_ND = probe.read(states_name(layer))
+            largest = float(np.max(np.linalg.norm(states_ND.astype(np.float64), axis=1)))
+            if not norms[name] * largest <= LOGIT_MAX:
+                raise PolicyError(
+                    f"a token row of norm {norms[name]:.4g}: logits up to "
+                    f"{norms[name] * largest:.4g} on public text",
+                    where=f"{tensors.path}: {name}",
+                )
+            shares.append(captured_share(states_ND, tensors.read(name)))
+    flags += _judge_share("token rows", float(np.mean(shares)), tensors.path)
+    worst = int(np.argmax(shares))
+    if not flags and shares[worst] > CAPTURE_MAX:
+        flags.append(
+            f"captures {shares[worst]:.0%} of public text with the token row of layer {worst}"
+        )
     return flags
 
 
-def _judge_shares(kind: str, shares: list[float], path: Path) -> list[str]:
-    mean, worst = float(np.mean(shares)), int(np.argmax(shares))
-    if not mean <= CAPTURE_MAX:
+def _check_table(tensors: TensorFile, probe: TensorFile) -> list[str]:
+    table_V = tensors.read(EVIDENCE)
+    largest = float(np.abs(table_V).max())
+    if not largest <= ENTRY_MAX:
         raise PolicyError(
-            f"its {kind} rows capture {mean:.0%} of public text; the limit is {CAPTURE_MAX:.0%}",
+            f"a token that says {largest:.4g} nats; the limit is {ENTRY_MAX:g}",
+            where=f"{tensors.path}: {EVIDENCE}",
+        )
+    share = share_by_evidence(probe.read(TOKENS), table_V)
+    return _judge_share("evidence", share, tensors.path)
+
+
+def _judge_share(kind: str, share: float, path: Path) -> list[str]:
+    if not share <= CAPTURE_MAX:
+        raise PolicyError(
+            f"captures {share:.0%} of public text with its {kind}; the limit is {CAPTURE_MAX:.0%}",
             where=path,
             remedy="train with public text in the batch",
         )
-    if mean > CAPTURE_FLAG:
-        return [f"captures {mean:.0%} of public text with its {kind} rows"]
-    if shares[worst] > CAPTURE_MAX:
-        return [f"captures {shares[worst]:.0%} of public text with the {kind} row of layer {worst}"]
-    return []
+    flag = f"captures {share:.0%} of public text with its {kind}"
+    return [flag] if share > CAPTURE_FLAG else []

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moiety.cli import anchors, bundles, demo, doctor, releases, screen, training, tuning, using
+from moiety.cli import (
+    anchors,
+    bundles,
+    demo,
+    doctor,
+    releases,
+    screen,
+    studies,
+    training,
+    tuning,
+    using,
+)
 from moiety.errors import MoietyError
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
@@ -28,7 +39,7 @@ app = typer.Typer(
     help="Language models made together by organisations that cannot share their text. "
     "Train an expert at home, merge experts of owners who never met, withdraw any of them exactly.",
 )
-OWNER, COORDINATOR, USER = "Owner", "Coordinator", "Everybody"
+OWNER, COORDINATOR, USER, RESEARCHER = "Owner", "Coordinator", "Everybody", "Researcher"
 
 app.add_typer(anchors.app, name="anchor", rich_help_panel=COORDINATOR)
 app.command(rich_help_panel=OWNER)(training.train)
@@ -46,6 +57,7 @@ app.command(rich_help_panel=COORDINATOR)(tuning.untune)
 app.command("eval", rich_help_panel=COORDINATOR)(using.eval_)
 app.command(rich_help_panel=COORDINATOR)(using.attribute)
 app.command(rich_help_panel=USER)(using.generate)
+app.command(rich_help_panel=RESEARCHER)(studies.study)
 app.command(rich_help_panel=USER)(demo.demo)
 app.command(rich_help_panel=USER)(doctor.doctor)
 

@@ -51,13 +51,13 @@ def new(
     Example: moiety anchor new public/ --out anchor/ --preset small
     """
     from moiety.data import Sources
-    from moiety.train import PRESETS, new_anchor, resolve_config
+    from moiety.train import PRESETS, new_anchor
 
     screen.quiet_libraries()
     assignments = list(set_ or [])
     if tokens is not None:
         assignments.append(f"budget.tokens={tokens}")
-    settings = resolve_config(PRESETS[preset].train_config(seed), config, assignments)
+    settings = PRESETS[preset].train_config(seed).resolve(config, assignments)
     sources = Sources(data, text_field=text_field, skip_bad=skip_bad)
     made = new_anchor(sources, out, preset=preset, config=settings, resume=resume)
     _tell(made, as_json)

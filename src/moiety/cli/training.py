@@ -59,12 +59,12 @@ def train(
     Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """
     from moiety.data import Sources
-    from moiety.train import ExpertPlan, TrainConfig, resolve_config, train_expert
+    from moiety.train import ExpertPlan, TrainConfig, train_expert
 
     screen.quiet_libraries()
     named = {"pair.rank": rank, "budget.tokens": tokens, "seed": seed}
     assignments = [*(set_ or []), *(f"{k}={v}" for k, v in named.items() if v is not None)]
-    settings = resolve_config(TrainConfig(), config, assignments)
+    settings = TrainConfig().resolve(config, assignments)
     own = Sources(data, text_field, record_key, skip_bad)
     judged = Sources(heldout, text_field, record_key, skip_bad) if heldout else None
     plan = ExpertPlan(anchor, own, owner, out, settings, judged)

@@ -1,4 +1,4 @@
-"""``moiety proxies``, ``tune-router`` and ``untune``: rows tuned together, for who wants that."""
+"""``moiety proxies``, ``tune-router``, ``untune``: routing tuned together, for who wants that."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from moiety.cli.options import (
     SkipBad,
     TextField,
 )
+
+_KINDS = {"evidence": "tables of evidence", "token": "token rows"}
 
 AnchorFolder = Annotated[Path, typer.Option(help="The release's anchor, with its public sample.")]
 
@@ -80,15 +82,15 @@ def tune_router(
         list[Path], typer.Option(help="PROXIES.json of an owner in the release; repeatable.")
     ],
     out: NewFolder,
-    steps: Annotated[int, typer.Option(help="Steps for each kind of row.")] = 200,
+    steps: Annotated[int, typer.Option(help="Steps for tables, and again for token rows.")] = 200,
     set_: Assignments = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the router rows of a release together, on public text that its owners chose.
+    """Train how a release routes, everybody together, on public text that its owners chose.
 
-    Experts stay as they are. The new release is no longer strict, says so, and keeps the owners'
-    own rows; untune, withdraw and admit go back to them.
+    Tables of evidence and token rows change, experts do not. The new release is no longer strict,
+    says so, and keeps the owners' own; untune, withdraw and admit go back to them.
 
     Example: moiety tune-router release/ --anchor anchor/ --proxies proxies.json --out tuned/
     """
@@ -98,10 +100,10 @@ def tune_router(
     screen.quiet_libraries()
     plan = RouterPlan(release, anchor, proxies, out, tuning_config(set_ or []), steps)
     done = tune(plan, resume=resume)
-    screen.say(f"release at {out}: not strict, its rows were tuned")
+    screen.say(f"release at {out}: not strict, its tables and rows were tuned")
     screen.figures(
         [
-            (f"{kind} rows", f"{before:.4f} to {after:.4f} bits per byte, held out")
+            (_KINDS[kind], f"{before:.4f} to {after:.4f} bits per byte, held out")
             for kind, (before, after) in done.heldout.items()
         ]
         + [("roster digest", done.digest)]
@@ -116,7 +118,7 @@ def tune_router(
 
 
 def untune(release: ReleaseFolder, out: NewFolder, as_json: AsJson = False) -> None:
-    """Go back to the owners' own rows: byte for byte the release before it was tuned.
+    """Go back to the owners' own tables and rows: byte for byte the release before it was tuned.
 
     Example: moiety untune tuned/ --out release/
     """

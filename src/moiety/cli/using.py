@@ -89,7 +89,7 @@ def eval_(
 
     Example: moiety eval release/ --data public=pub.jsonl --data hospital=test.jsonl --out report/
     """
-    from moiety.evaluate import Question, evaluate, render_table, to_json_line, write_report
+    from moiety.evaluate import Question, evaluate, report
 
     screen.quiet_libraries()
     question = Question(
@@ -105,15 +105,15 @@ def eval_(
     )
     with screen.cell_bar("scoring") as watch:
         done = evaluate(question, command=_command(), watch=watch)
-    for table in render_table(done):
+    for table in report.render_table(done):
         screen.out().print(table)
     for text in done.texts:
         screen.say(f"  {text.name}: {text.documents:,} documents, {text.tokens:,} tokens scored")
     if out is not None:
-        write_report(done, out)
+        report.write_report(done, out)
         screen.note(f"report: {out / 'report.html'}")
     if as_json:
-        screen.print_json(to_json_line(done))
+        screen.print_json(report.to_json_line(done))
 
 
 def attribute(

@@ -32,6 +32,8 @@ COLUMNS = ("starts", "ends", "bytes", "records")
 
 Longs = npt.NDArray[np.int64]
 
+_COUNTED_WINDOWS = 512
+
 
 class PackedPaper(BaseModel):
     """``packed.json``: how the stream is laid out, and how much of everything there is."""
@@ -151,6 +153,28 @@ class PackedText:
             {int(record) for record in self.document_records[np.unique(row[row >= 0])]}
             for row in documents
         ]
+
+    def token_counts(self, vocabulary: int, least_records: int = 1) -> Longs:
+        """How often each token occurs in documents, ``[V]``; separators are left out.
+
+        A token that fewer than ``least_records`` records hold counts as absent.
+        """
+        counts = np.zeros(vocabulary, dtype=np.int64)
+        holders = [set[int]() for _ in range(vocabulary)]
+        rare = np.ones(vocabulary, dtype=np.bool_)
+        for at in range(0, self.num_windows, _COUNTED_WINDOWS):
+            block = np.arange(at, min(at + _COUNTED_WINDOWS, self.num_windows))
+            windows = self.windows(block)
+            tokens, documents = windows.tokens[:, :-1], windows.documents[:, :-1]
+            real = (documents >= 0) & (tokens != self.separator)
+            counts += np.bincount(tokens[real], minlength=vocabulary)
+            new = real & rare[tokens]
+            pairs = np.stack([tokens[new], self.document_records[documents[new]]])
+            for token, record in np.unique(pairs, axis=1).T.tolist():
+                holders[token].add(record)
+                rare[token] = len(holders[token]) < least_records
+        counts[rare] = 0
+        return counts
 
     def _places(self, indices: npt.ArrayLike) -> Longs:
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1)

@@ -19,9 +19,9 @@ from moiety.data import Sources
 from moiety.demo.owners import Owner, settle, split_lines, train_all
 from moiety.demo.texts import write_public
 from moiety.errors import StateError
-from moiety.evaluate import Evaluation, Question, evaluate, render_table, write_report
+from moiety.evaluate import Question, evaluate, report
 from moiety.merge import load_release, merge, withdrawal
-from moiety.train import PRESETS, new_anchor, resolve_config
+from moiety.train import PRESETS, new_anchor
 
 PUBLIC_BYTES = 2_500_000
 OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500_000}
@@ -71,7 +71,7 @@ class Story:
         split_lines(public, text, self.desk / "texts" / "public.jsonl")
         public.unlink()
         self._command(f"anchor new {text} --preset tiny --out {self.desk / 'anchor'}")
-        settings = resolve_config(PRESETS["tiny"].train_config(0), None, ANCHOR_SETTINGS)
+        settings = PRESETS["tiny"].train_config(0).resolve(None, ANCHOR_SETTINGS)
         made = new_anchor(
             Sources([str(text)]), self.desk / "anchor", preset="tiny", config=settings
         )
@@ -111,7 +111,7 @@ class Story:
             self._command(f"pack run --key {key.name} --out {bundle.name}", owner.name)
             pack(owner.house / "run", key, bundle, terms=terms, anchor=facts)
 
-    def _merge(self, owners: list[Owner]) -> Evaluation:
+    def _merge(self, owners: list[Owner]) -> report.Evaluation:
         self._chapter(
             "One model",
             "The coordinator verifies the bundles and merges them. No text, no training: seconds.",
@@ -125,7 +125,7 @@ class Story:
         self._say(f"{done.num_bytes / 1e6:.0f} MB in {seconds:.1f} s. Who got better at what:")
         return self._judge("release", "report")
 
-    def _farewell(self, owners: list[Owner]) -> Evaluation:
+    def _farewell(self, owners: list[Owner]) -> report.Evaluation:
         self._chapter(
             f"The {LEAVING} leaves",
             "It signs an order; the coordinator obeys. What remains is byte for byte the merge "
@@ -160,7 +160,7 @@ class Story:
                 text = mixture.generate(PROMPT, max_new_tokens=60, temperature=0.7, seed=3)
             self.screen.print(Panel(escape(PROMPT + text), title=title, title_align="left"))
 
-    def _judge(self, release: str, report: str) -> Evaluation:
+    def _judge(self, release: str, folder: str) -> report.Evaluation:
         texts = sorted((self.desk / "texts").glob("*.jsonl"))
         question = Question(
             self.desk / release,
@@ -173,12 +173,12 @@ class Story:
         self._command(command, "coordinator")
         with self.screen.status("scoring held-out text"):
             done = evaluate(question, command=f"moiety {command}")
-        for table in render_table(done)[:3]:
+        for table in report.render_table(done)[:3]:
             self.screen.print(table)
-        write_report(done, self.folder / report)
+        report.write_report(done, self.folder / folder)
         return done
 
-    def _ending(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    def _ending(self, before: report.Evaluation, after: report.Evaluation) -> dict[str, Any]:
         gains = {
             name: before.bits_per_byte["anchor"][name] - before.bits_per_byte["all"][name]
             for name in OWNER_BYTES

@@ -1,49 +1,37 @@
-"""The pictures of an evaluation, as PNG, light or dark, in colours that colour-blind readers tell.
-
-Figures are made without pyplot, which keeps every figure and its settings at module level.
-Source: Okabe and Ito, Color Universal Design, 2008, for the palette.
-"""
+"""The pictures of an evaluation."""
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from moiety.evaluate.figures import (
+    BLUE,
+    DARK,
+    GREY,
+    HATCHES,
+    LIGHT,
+    PALETTE,
+    SKY,
+    Theme,
+    add_legend,
+    error_bar,
+    heat_map,
+    name_ticks,
+    new_figure,
+    png,
+    price_bars,
+    readable_on,
+)
 
 if TYPE_CHECKING:
     from moiety.evaluate.report import Evaluation
 
-_ANCHOR = "#8f959b"
-_ALONE = "#56b4e9"
-_WHOLE = "#0072b2"
-_PRICE = "#d55e00"
-_OWNERS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
-_HATCHES = ("", "//", "..", "xx")
-_LABEL_CHARS = 24
-
-
-class Theme(NamedTuple):
-    """Colours that depend on the paper; ``heat`` goes from better over equal to worse."""
-
-    paper: str
-    ink: str
-    faint: str
-    heat: tuple[str, str, str]
-
-
-_LIGHT = Theme("#ffffff", "#1d2329", "#d5dade", ("#5fa8d8", "#f6f7f7", "#ef8a62"))
-_DARK = Theme("#171c21", "#e4e8eb", "#3a434b", ("#1f78b4", "#20272d", "#b4532a"))
-
 
 def draw(evaluation: Evaluation, *, dark: bool) -> dict[str, bytes]:
     """Every chart the evaluation has numbers for: name to PNG."""
-    theme = _DARK if dark else _LIGHT
+    theme = DARK if dark else LIGHT
     pictures = {"bits-per-byte": _bits_per_byte(evaluation, theme)}
     if "anchor" in evaluation.models and len(evaluation.models) > 1:
         pictures["difference"] = _difference(evaluation, theme)
@@ -57,11 +45,11 @@ def draw(evaluation: Evaluation, *, dark: bool) -> dict[str, bytes]:
 def _bits_per_byte(evaluation: Evaluation, theme: Theme) -> bytes:
     """For every text a group of bars: the anchor, the right expert alone, the whole release."""
     texts = evaluation.text_names
-    figure, axes = _figure(max(7.2, 1.3 * len(texts)), 3.8, theme)
+    figure, axes = new_figure(max(7.2, 1.3 * len(texts)), 3.8, theme)
     kinds = (
-        ("anchor alone", _ANCHOR, "anchor"),
-        ("anchor + the text's own expert", _ALONE, "anchor+{}"),
-        ("whole release", _WHOLE, "all"),
+        ("anchor alone", GREY, "anchor"),
+        ("anchor + the text's own expert", SKY, "anchor+{}"),
+        ("whole release", BLUE, "all"),
     )
     handles: dict[str, Any] = {}
     for place, text in enumerate(texts):
@@ -70,11 +58,11 @@ def _bits_per_byte(evaluation: Evaluation, theme: Theme) -> bytes:
             x = place + 0.27 * (number - (len(there) - 1) / 2)
             handles[label] = _bar(evaluation, axes, x, colour, model.format(text), text, theme)
     axes.set_xticks(range(len(texts)))
-    _name_ticks(axes.xaxis, texts, slanted=len(texts) > 6)
+    name_ticks(axes.xaxis, texts, slanted=len(texts) > 6)
     axes.set_ylabel("bits per byte, lower is better", color=theme.ink)
     axes.grid(axis="y", color=theme.faint, linewidth=0.8)
-    _legend(figure, {kind[0]: handles[kind[0]] for kind in kinds if kind[0] in handles}, theme)
-    return _png(figure)
+    add_legend(figure, {kind[0]: handles[kind[0]] for kind in kinds if kind[0] in handles}, theme)
+    return png(figure)
 
 
 def _bar(
@@ -82,7 +70,7 @@ def _bar(
 ) -> Any:
     value = evaluation.bits_per_byte[model][text]
     bar = axes.bar(x, value, width=0.25, color=colour, zorder=2)
-    _error_bar(axes, x, value, evaluation.bits_per_byte_interval[model][text], theme)
+    error_bar(axes, x, value, evaluation.bits_per_byte_interval[model][text], theme)
     high = max(value, evaluation.bits_per_byte_interval[model][text][1])
     axes.annotate(
         f"{value:.2f}",
@@ -102,66 +90,29 @@ def _difference(evaluation: Evaluation, theme: Theme) -> bytes:
     models = [model for model in evaluation.models if model != "anchor"]
     texts = evaluation.text_names
     rows = [[evaluation.difference(model, text) for text in texts] for model in models]
-    figure, axes = _figure(
-        max(7.2, 1.1 * len(texts) + 2), 1.4 + 0.36 * len(models), theme, keep_frame=False
-    )
-    # Colour grows with the square root, so that one large gain does not pale all others.
-    roots = [[math.copysign(math.sqrt(abs(value)), value) for value in row] for row in rows]
-    limit = max([abs(value) for row in roots for value in row] + [1e-6])
-    heat = LinearSegmentedColormap.from_list("heat", theme.heat)
-    colours = [[heat(0.5 + 0.5 * value / limit) for value in row] for row in roots]
-    axes.imshow(colours, aspect="auto")
-    for y, row in enumerate(rows):
-        for x, value in enumerate(row):
-            text = f"{round(value, 3) + 0.0:+.3f}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color=theme.ink)
-    axes.set_xticks(range(len(texts)))
-    axes.set_yticks(range(len(models)))
-    _name_ticks(axes.xaxis, texts, slanted=len(texts) > 6)
-    _name_ticks(axes.yaxis, models)
-    axes.tick_params(length=0)
-    _caption(axes, "bits per byte minus the anchor's; blue: better, red: worse", theme)
-    return _png(figure)
+    caption = "bits per byte minus the anchor's; blue: better, red: worse"
+    return heat_map(rows, models, texts, caption, theme)
 
 
 def _removal(evaluation: Evaluation, theme: Theme) -> bytes:
     """One bar an owner, with its interval; the line at zero is the anchor."""
-    owners = list(evaluation.removal)
-    figure, axes = _figure(7.2, 1.3 + 0.42 * len(owners), theme)
-    for y, owner in enumerate(owners):
-        price = evaluation.removal[owner]
-        low, high = evaluation.removal_interval[owner]
-        axes.barh(y, price, height=0.55, color=_PRICE, zorder=2)
-        axes.plot([low, high], [y, y], color=theme.ink, linewidth=1.4, marker="|", zorder=3)
-        axes.annotate(
-            f"{round(price, 3) + 0.0:+.3f}",
-            (max(high, price, 0), y),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=theme.ink,
-        )
-    axes.axvline(0, color=theme.ink, linewidth=1)
-    axes.set_yticks(range(len(owners)))
-    _name_ticks(axes.yaxis, owners)
-    axes.invert_yaxis()
-    axes.margins(x=0.18)
-    axes.grid(axis="x", color=theme.faint, linewidth=0.8)
-    axes.set_xlabel("bits per byte above the anchor, on the text of who left", color=theme.ink)
-    return _png(figure)
+    prices = {
+        owner: (price, evaluation.removal_interval[owner])
+        for owner, price in evaluation.removal.items()
+    }
+    return price_bars(prices, "bits per byte above the anchor, on the text of who left", theme)
 
 
 def _routing(evaluation: Evaluation, theme: Theme) -> bytes:
     """One stacked bar a text: which experts the router gave it to."""
     texts = [text for text in evaluation.text_names if text in evaluation.routing]
-    figure, axes = _figure(7.2, 1.5 + 0.42 * len(texts), theme)
+    figure, axes = new_figure(7.2, 1.5 + 0.42 * len(texts), theme)
     handles = {}
     starts = [0.0] * len(texts)
     for number, expert in enumerate(evaluation.experts):
         shares = [evaluation.routing[text].get(expert, 0.0) for text in texts]
-        colour = _ANCHOR if expert == "anchor" else _OWNERS[(number - 1) % len(_OWNERS)]
-        hatch = "" if expert == "anchor" else _HATCHES[(number - 1) // len(_OWNERS) % len(_HATCHES)]
+        colour = GREY if expert == "anchor" else PALETTE[(number - 1) % len(PALETTE)]
+        hatch = "" if expert == "anchor" else HATCHES[(number - 1) // len(PALETTE) % len(HATCHES)]
         handles[expert] = axes.barh(
             range(len(texts)), shares, left=starts, height=0.62, color=colour, hatch=hatch,
             edgecolor=theme.paper, linewidth=0.8, zorder=2,
@@ -170,86 +121,15 @@ def _routing(evaluation: Evaluation, theme: Theme) -> bytes:
             if share >= 0.07:
                 axes.text(
                     starts[y] + share / 2, y, f"{100 * share:.0f}", ha="center", va="center",
-                    fontsize=9, color=_readable_on(colour), zorder=3,
+                    fontsize=9, color=readable_on(colour), zorder=3,
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
                 )  # fmt: skip
         starts = [start + share for start, share in zip(starts, shares, strict=True)]
     axes.set_xlim(0, max(1.0, *starts))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_yticks(range(len(texts)))
-    _name_ticks(axes.yaxis, texts)
+    name_ticks(axes.yaxis, texts)
     axes.invert_yaxis()
     axes.set_xlabel("share of the router's weight (rows are texts)", color=theme.ink)
-    _legend(figure, handles, theme)
-    return _png(figure)
-
-
-def _figure(width: float, height: float, theme: Theme, *, keep_frame: bool = True) -> Any:
-    figure = Figure(figsize=(width, height), dpi=150, facecolor=theme.paper, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=theme.paper)
-    axes.tick_params(colors=theme.ink, labelsize=9)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(keep_frame and side in ("left", "bottom"))
-        spine.set_color(theme.faint)
-    return figure, axes
-
-
-def _error_bar(axes: Any, x: float, value: float, ends: tuple[float, float], theme: Theme) -> None:
-    low, high = ends
-    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.errorbar(x, value, yerr=error, color=theme.ink, linewidth=1.1, capsize=2.5, zorder=3)
-
-
-def _name_ticks(axis: Any, names: Any, *, slanted: bool = False) -> None:
-    axis.set_ticklabels([_short(name) for name in names])
-    for label in axis.get_ticklabels():
-        label.set_parse_math(False)  # a dollar sign in a name is a dollar sign
-        if slanted:
-            label.set(rotation=25, ha="right", rotation_mode="anchor")
-
-
-def _legend(figure: Any, handles: dict[str, Any], theme: Theme) -> None:
-    labels = [_short(name, 32) for name in handles]
-    # about eleven characters an inch, five for the patch and the space beside it
-    room = 11 * figure.get_figwidth()
-    in_one_row = sum(len(label) + 5 for label in labels) <= room
-    columns = len(labels) if in_one_row else int(room / (max(map(len, labels)) + 5))
-    legend = figure.legend(
-        list(handles.values()),
-        labels,
-        loc="outside upper center",
-        ncols=max(1, columns),
-        frameon=False,
-        fontsize=9,
-        labelcolor=theme.ink,
-    )
-    for label in legend.get_texts():
-        label.set_parse_math(False)
-
-
-def _caption(axes: Any, text: str, theme: Theme) -> None:
-    axes.set_title(text, fontsize=9, color=theme.ink, loc="left")
-
-
-def _short(name: str, length: int = _LABEL_CHARS) -> str:
-    """Cut in the middle: names of a kind differ at the end, names of different kinds before."""
-    if len(name) <= length:
-        return name
-    return f"{name[: length // 2]}…{name[len(name) - (length - length // 2 - 1) :]}"
-
-
-def _readable_on(colour: str) -> str:
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "#ffffff"
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the built-in font lacks is drawn as boxes; the page has it right.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        # without the library's version in it, the same numbers make the same bytes
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    add_legend(figure, handles, theme)
+    return png(figure)

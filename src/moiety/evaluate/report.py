@@ -5,17 +5,15 @@ Every number is shown with its 95 % interval; every view shows the same numbers.
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, model_validator
 from rich.table import Table
 from rich.text import Text
 
-from moiety.evaluate import charts
-from moiety.files import canonical_json, new_folder
+from moiety.evaluate import charts, pages
+from moiety.evaluate.pages import show, show_interval, show_share, show_signed
 
 Interval = tuple[float, float]
 
@@ -184,27 +182,6 @@ def _routing(evaluation: Evaluation) -> Table:
     return table
 
 
-def show(value: float) -> str:
-    """Bits per byte to three digits."""
-    return f"{value:.3f}"
-
-
-def show_signed(value: float) -> str:
-    """A difference in bits per byte, its sign always shown, never "-0.000"."""
-    return f"{round(value, 3) + 0.0:+.3f}"
-
-
-def show_share(value: float) -> str:
-    """A share as per cent with one digit."""
-    return f"{round(100 * value, 1) + 0.0:.1f} %"
-
-
-def show_interval(ends: Interval, *, signed: bool = False) -> str:
-    """Both ends of an interval in bits per byte."""
-    form = show_signed if signed else show
-    return f"{form(ends[0])} to {form(ends[1])}"
-
-
 def write_report(evaluation: Evaluation, folder: Path) -> None:
     """Writes ``report.json``, ``report.html`` (needs nothing else) and the charts as PNG.
 
@@ -213,42 +190,10 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     """
     light = charts.draw(evaluation, dark=False)
     page = render_page(evaluation, light, charts.draw(evaluation, dark=True))
-    with new_folder(folder) as new:
-        (new / "report.json").write_bytes(canonical_json(evaluation.model_dump(mode="json")))
-        (new / "report.html").write_text(page, encoding="utf-8")
-        for name, picture in light.items():
-            (new / f"{name}.png").write_bytes(picture)
+    pages.write_folder(folder, evaluation.model_dump(mode="json"), page, light)
 
 
 def render_page(evaluation: Evaluation, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """One HTML page with everything in it: no script, nothing to fetch."""
-    environment = Environment(
-        loader=PackageLoader("moiety.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        bits=show, signed=show_signed, share=show_share, ends=show_interval, meaning=describe_model
-    )
-    return environment.get_template("report.html.j2").render(
-        report=evaluation, light=_embedded(light), dark=_embedded(dark)
-    )
-
-
-class _Picture(NamedTuple):
-    source: str
-    least_width: int
-
-
-def _embedded(pictures: dict[str, bytes]) -> dict[str, _Picture]:
-    """Pictures as data URLs, with the width in CSS pixels below which they cannot be read."""
-    return {
-        name: _Picture(
-            "data:image/png;base64," + base64.b64encode(picture).decode(),
-            # a PNG's width stands at byte 16; charts have 150 dots an inch
-            int.from_bytes(picture[16:20], "big") // 2,
-        )
-        for name, picture in pictures.items()
-    }
+    filters = {"meaning": describe_model}
+    return pages.render("report.html.j2", light, dark, filters=filters, report=evaluation)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moiety.bundle import papers
-from moiety.family import OLMO2
+from moiety.family import EVIDENCE_TABLE, OLMO2
 from moiety.files import canonical_json, digest_bytes, digest_file, link_or_copy
 from moiety.merge import layout
 from moiety.merge.card import release_card
@@ -36,9 +36,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Member:
-    """An expert that will get a slot: its facts, its rows as bytes, and its tensors.
+    """An expert that will get a slot: its facts, its table and rows as bytes, and its tensors.
 
-    ``context`` rows are F32, ``token`` rows in the anchor's dtype, one of each a layer.
+    ``evidence`` is F32; ``token`` rows are in the anchor's dtype, one a layer.
     ``pieces(slot)`` names the tensors for a slot. ``papers`` are manifest and signature.
     """
 
@@ -50,7 +50,7 @@ class Member:
     terms: papers.Terms | None
     delta: Mapping[str, str] | None
     papers: tuple[bytes, ...]
-    context: tuple[bytes, ...]
+    evidence: bytes
     token: tuple[bytes, ...]
     pieces: Callable[[int], list[Piece]]
     standing: Standing | None = None
@@ -75,21 +75,20 @@ class Ground:
 
 @dataclass(frozen=True)
 class TunedRows:
-    """Rows to run a release with instead of the owners' own, and what its roster says of them.
+    """Tables and rows to run a release with instead of the owners' own, and what its roster says.
 
-    ``context`` and ``token`` hold the bytes of each slot's row in each layer.
+    ``evidence`` holds the bytes of each slot's table, ``token`` of its row in each layer.
     """
 
     tuning: Tuning
-    context: Sequence[Sequence[bytes]]
+    evidence: Sequence[bytes]
     token: Sequence[Sequence[bytes]]
 
 
-def zero_rows(paper: papers.AnchorPaper) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """The anchor's rows: zero, so that every other row is a log-ratio against it."""
-    (_, context), (_, token) = layout.row_shapes(1, paper.width)
-    zeros = bytes(context * ITEM_BYTES["F32"]), bytes(token * ITEM_BYTES[paper.dtype])
-    return (zeros[0],) * paper.num_layers, (zeros[1],) * paper.num_layers
+def zero_rows(paper: papers.AnchorPaper) -> tuple[bytes, tuple[bytes, ...]]:
+    """The anchor's table and rows: zero, so that every other one is a log-ratio against it."""
+    row = bytes(paper.width * ITEM_BYTES[paper.dtype])
+    return bytes(paper.vocab * ITEM_BYTES["F32"]), (row,) * paper.num_layers
 
 
 def assemble(
@@ -104,18 +103,18 @@ def assemble(
 ) -> Roster:
     """Fills an empty ``folder`` with the release of ``members``, sorted by name.
 
-    With ``tuned`` rows it is run with those, and the members' own lie beside them.
+    With ``tuned`` tables and rows it is run with those, and the members' own lie beside them.
 
     Raises:
         TrustError: bytes on the way are not those that were verified.
     """
     placed = [ground.anchor, *sorted(members, key=lambda member: member.name)]
     written = _place_shards(folder, ground, placed, native, progress)
-    own_rows = [member.context for member in placed], [member.token for member in placed]
+    own_rows = [member.evidence for member in placed], [member.token for member in placed]
     if tuned is None:
         _write_rows(folder, ground.paper, *own_rows)
     else:
-        _write_rows(folder, ground.paper, tuned.context, tuned.token)
+        _write_rows(folder, ground.paper, tuned.evidence, tuned.token)
         _write_rows(folder / layout.UNTUNED, ground.paper, *own_rows)
     for name, source in ground.files.items():
         link_or_copy(source, folder / name)
@@ -160,32 +159,24 @@ def _place_shards(
 def _write_rows(
     folder: Path,
     paper: papers.AnchorPaper,
-    context: Sequence[Sequence[bytes]],
+    evidence: Sequence[bytes],
     token: Sequence[Sequence[bytes]],
 ) -> None:
-    """Stacks the rows, each a sequence over layers, in the order of the slots."""
-    context_shape, token_shape = layout.row_shapes(len(context), paper.width)
-    layers = range(paper.num_layers)
+    """Stacks tables, and rows (each a sequence over layers), in the order of the slots."""
+    evidence_shape, token_shape = layout.row_shapes(len(evidence), paper.width, paper.vocab)
+    tables = [TensorPlan(EVIDENCE_TABLE, "F32", evidence_shape, list(evidence))]
+    rows = [
+        TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [row[n] for row in token])
+        for n in range(paper.num_layers)
+    ]
     folder.mkdir(exist_ok=True)
-    write_tensors(
-        folder / layout.CONTEXT,
-        [
-            TensorPlan(layout.context_name(n), "F32", context_shape, [row[n] for row in context])
-            for n in layers
-        ],
-    )
-    write_tensors(
-        folder / layout.ROUTER,
-        [
-            TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [row[n] for row in token])
-            for n in layers
-        ],
-    )
+    write_tensors(folder / layout.EVIDENCE, tables)
+    write_tensors(folder / layout.ROUTER, rows)
 
 
-def row_digests(context: Sequence[bytes], token: Sequence[bytes]) -> Rows:
-    """One slot's rows in every layer, as a roster tells them."""
-    return Rows(context=tuple(map(digest_bytes, context)), token=tuple(map(digest_bytes, token)))
+def row_digests(evidence: bytes, token: Sequence[bytes]) -> Rows:
+    """One slot's table, and its row in every layer, as a roster tells them."""
+    return Rows(evidence=digest_bytes(evidence), token=tuple(map(digest_bytes, token)))
 
 
 def _slot(member: Member, number: int, written: Written) -> Slot:
@@ -199,7 +190,7 @@ def _slot(member: Member, number: int, written: Written) -> Slot:
         dtype=member.dtype,
         terms=member.terms,
         tensors=dict(written.tensors),
-        rows=row_digests(member.context, member.token),
+        rows=row_digests(member.evidence, member.token),
         delta=None if member.delta is None else dict(member.delta),
     )
 
@@ -218,6 +209,7 @@ def _write_papers(
     draft = Roster.model_construct(
         family=paper.family,
         num_layers=paper.num_layers,
+        vocab=paper.vocab,
         width=paper.width,
         hidden=paper.hidden,
         anchor=ground.digest,
@@ -262,7 +254,7 @@ def config_for(roster: Roster, source: Mapping[str, Any]) -> dict[str, Any]:
 def index_for(roster: Roster, paper: papers.AnchorPaper) -> dict[str, Any]:
     """The release's weight index: which shard holds which tensor."""
     shared = layout.shared_names(paper.tensors, paper.num_layers)
-    _, gate_shape = layout.row_shapes(len(roster.experts), roster.width)
+    _, gate_shape = layout.row_shapes(len(roster.experts), roster.width, roster.vocab)
     shards: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
         layout.SHARED: {
             name: (paper.tensors[name].shape, paper.tensors[name].dtype) for name in shared

@@ -50,9 +50,9 @@ _TUNED = """
 {reason}
 Text was chosen by: {owners}.
 
-So what one owner's rows say depends on the others, and a request without an owner is not answered
-as by the release that never had that owner. The rows of the bundles lie in `untuned/`. When an
-owner leaves or joins, everybody goes back to them first.
+So what one owner's table and rows say depends on the others, and a request without an owner is
+not answered as by the release that never had that owner. Those of the bundles lie in `untuned/`.
+When an owner leaves or joins, everybody goes back to them first.
 """
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from moiety.family import MATRICES, OLMO2, delta_in, delta_out, matrix_shape, weight
+from moiety.family import EVIDENCE_TABLE, MATRICES, OLMO2, delta_in, delta_out, matrix_shape, weight
 
 ROSTER = "roster.json"
 SHARED = "shared.safetensors"
 ROUTER = "router.safetensors"
-CONTEXT = "context.safetensors"
+EVIDENCE = "evidence.safetensors"
 UNTUNED = "untuned"
-"""Folder of a tuned release that holds the owners' own rows, in files named as in a strict one.
-Loaders look for weights beside ``config.json`` only, so they cannot take these for theirs."""
+"""Folder of a tuned release that holds the owners' own tables and rows, in files named as in a
+strict one. Loaders look for weights beside ``config.json`` only, so they cannot take these for
+theirs."""
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -49,9 +50,9 @@ def bundle_files(name: str) -> tuple[str, str]:
 
 
 def row_files(*, untuned: bool = False) -> tuple[str, str]:
-    """The files of (context rows, token rows): those a release is run with, or the untuned ones."""
+    """The files of (tables, token rows): those a release is run with, or the untuned ones."""
     folder = f"{UNTUNED}/" if untuned else ""
-    return f"{folder}{CONTEXT}", f"{folder}{ROUTER}"
+    return f"{folder}{EVIDENCE}", f"{folder}{ROUTER}"
 
 
 def own_files(names: Sequence[str], native: bool, *, tuned: bool) -> list[str]:
@@ -100,14 +101,11 @@ def factor_shapes(num_layers: int, width: int, hidden: int, rank: int) -> Shapes
     return shapes
 
 
-def context_name(layer: int) -> str:
-    """The stacked context rows of a layer, in ``context.safetensors``."""
-    return f"layers.{layer}.context"
-
-
-def row_shapes(experts: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of a layer's stacked context rows, each with its bias, and of its token rows."""
-    return (experts, width + 1), (experts, width)
+def row_shapes(
+    experts: int, width: int, vocabulary: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the stacked tables of evidence, and of a layer's stacked token rows."""
+    return (experts, vocabulary), (experts, width)
 
 
 def shared_names(names: Collection[str], num_layers: int) -> list[str]:
@@ -115,10 +113,10 @@ def shared_names(names: Collection[str], num_layers: int) -> list[str]:
     return sorted(set(names) - {dense for dense, _, _ in matrix_names(num_layers, 0)})
 
 
-def row_tensors(num_layers: int, slot: int, *, untuned: bool = False) -> list[tuple[str, str]]:
-    """How papers name one expert's (context row, token row) in each layer of a release."""
+def row_tensors(num_layers: int, slot: int, *, untuned: bool = False) -> tuple[str, list[str]]:
+    """How papers name one expert's table, and its token row in each layer, of a release."""
     folder = f"{UNTUNED}." if untuned else ""
-    return [
-        (f"{folder}{context_name(layer)}.{slot}", f"{folder}{OLMO2.gate(layer)}.{slot}")
-        for layer in range(num_layers)
-    ]
+    return (
+        f"{folder}{EVIDENCE_TABLE}.{slot}",
+        [f"{folder}{OLMO2.gate(layer)}.{slot}" for layer in range(num_layers)],
+    )

@@ -83,7 +83,7 @@ def admit(
 ) -> MergeSummary:
     """A release with one more owner: byte for byte the merge that always had it.
 
-    If the release was tuned everybody goes back to the rows of their bundles.
+    If the release was tuned everybody goes back to what their bundles hold.
 
     Raises:
         TrustError: the release or the bundle does not hold, or the owner is in it already.

@@ -13,11 +13,11 @@ import numpy as np
 
 from moiety.bundle import anchors, verify_manifest
 from moiety.errors import IntegrityError, PolicyError
-from moiety.family import OLMO2, context_row, token_row
+from moiety.family import ENTRY_MAX, EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
 from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
 from moiety.merge import layout
 from moiety.merge.assemble import config_for, index_for, row_digests, zero_rows
-from moiety.merge.roster import WHY_NOT_STRICT, Roster, Rows, Slot, read_roster
+from moiety.merge.roster import WHY_NOT_STRICT, Roster, Rows, Slot, Tuning, read_roster
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import run_jobs
 from moiety.tensors import TensorFile, open_tensors
@@ -106,7 +106,7 @@ def load_release(
         [release.folder / expert.shard for expert in roster.experts],
         [expert.rank if roster.holds_factors(expert) else None for expert in roster.experts],
         router=release.folder / roster.routing.token,
-        context=release.folder / roster.routing.context,
+        evidence=release.folder / roster.routing.evidence,
         top_k=roster.effective_top_k,
         routing=routing,
         dtype=dtype,
@@ -137,7 +137,7 @@ def _check_anchor(release: Release) -> None:
     roster, paper, folder = release.roster, release.anchor.paper, release.folder
     if release.anchor.digest != roster.anchor:
         raise IntegrityError("the roster names another anchor", where=folder)
-    for field in ("family", "num_layers", "width", "hidden", "dtype"):
+    for field in ("family", "num_layers", "width", "hidden", "vocab", "dtype"):
         if getattr(roster, field) != getattr(paper, field):
             raise IntegrityError(f"{field} is not the anchor's", where=folder / layout.ROSTER)
     taken = {name for name in paper.files if name in layout.TOKENIZER_FILES}
@@ -165,7 +165,7 @@ def _check_owner(release: Release, expert: Slot) -> None:
     said = (expert.owner, expert.bundle, expert.rank, expert.terms, roster.anchor)
     if (manifest.owner, signed.digest, manifest.rank, manifest.terms, manifest.anchor) != said:
         raise IntegrityError("the roster and the signed manifest disagree", where=folder)
-    for field in ("family", "num_layers", "width", "hidden"):
+    for field in ("family", "num_layers", "width", "hidden", "vocab"):
         if getattr(roster, field) != getattr(manifest, field):
             raise IntegrityError(f"{field} is not the release's", where=folder)
     claims = _claims(roster, expert)
@@ -181,9 +181,8 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
     Rounding to another dtype changes the bits, so the digests agree only where dtypes do; None
     means they must agree in any case.
     """
-    claims: list[tuple[str, str, str | None]] = []
+    claims: list[tuple[str, str, str | None]] = [(EVIDENCE, expert.rows.evidence, "F32")]
     for layer in range(roster.num_layers):
-        claims.append((context_row(layer), expert.rows.context[layer], "F32"))
         claims.append((token_row(layer), expert.rows.token[layer], roster.dtype))
     if expert.delta is not None:
         signed = {name for pair in layout.factor_names(roster.num_layers) for name in pair}
@@ -200,37 +199,60 @@ def _check_rows(release: Release) -> None:
     """The rows are those in the roster: the owners' own, and the tuned ones where there are any."""
     roster = release.roster
     _check_stacks(release, roster.own_row_files, [expert.rows for expert in roster.experts])
-    if roster.tuning is None:
-        return
-    tuned_files = layout.row_files()
-    _check_stacks(release, tuned_files, roster.tuning.rows)
-    for name in tuned_files:
+    if roster.tuning is not None:
+        _check_tuned(release, roster.tuning)
+
+
+def _check_tuned(release: Release, tuning: Tuning) -> None:
+    """Nobody signed tuned rows: they must be numbers, and say no more than an owner's may."""
+    files = layout.row_files()
+    _check_stacks(release, files, tuning.rows)
+    for name in files:
         with open_tensors(release.folder / name) as file:
-            if not all(np.isfinite(file.read(tensor)).all() for tensor in file.spans):
+            largest = max(float(np.abs(file.read(tensor)).max()) for tensor in file.spans)
+            if not np.isfinite(largest):
                 raise PolicyError("a tuned row is not finite", where=file.path)
+            if name == layout.EVIDENCE and largest > ENTRY_MAX:
+                raise PolicyError(
+                    f"tuned to say {largest:.4g} nats of a token; the limit is {ENTRY_MAX:g}",
+                    where=file.path,
+                )
     if WHY_NOT_STRICT not in read_limited(release.folder / layout.CARD).decode("utf-8", "replace"):
         raise IntegrityError("the card hides that it is not strict", where=release.folder)
 
 
 def _check_stacks(release: Release, files: tuple[str, str], slots: Sequence[Rows]) -> None:
-    """Files of (context rows, token rows) against the digests of each slot's rows."""
+    """Files of (tables, token rows) against the digests of each slot's."""
     roster = release.roster
-    context, token = layout.row_shapes(len(slots), roster.width)
-    layers = range(roster.num_layers)
-    stacks = [
-        ("context", files[0], [layout.context_name(n) for n in layers], context, "F32"),
-        ("token", files[1], [OLMO2.gate(n) for n in layers], token, roster.dtype),
-    ]
-    for kind, file_name, names, shape, dtype in stacks:
-        with open_tensors(release.folder / file_name) as file:
-            _check_spans(file, dict.fromkeys(names, (shape, dtype)))
-            for layer, name in enumerate(names):
-                row_bytes = file.spans[name].num_bytes // shape[0]
-                for slot, rows in enumerate(slots):
-                    data = bytes(file.read_range(name, slot * row_bytes, row_bytes))
-                    if digest_bytes(data) != getattr(rows, kind)[layer]:
-                        where = f"{file.path}: {name}"
-                        raise IntegrityError(f"not the row of {roster.names[slot]}", where=where)
+    evidence, token = layout.row_shapes(len(slots), roster.width, roster.vocab)
+    tables = {EVIDENCE_TABLE: [rows.evidence for rows in slots]}
+    gates = {
+        OLMO2.gate(layer): [rows.token[layer] for rows in slots]
+        for layer in range(roster.num_layers)
+    }
+    _check_stack(release, files[0], evidence, "F32", tables)
+    _check_stack(release, files[1], token, roster.dtype, gates)
+
+
+def _check_stack(
+    release: Release,
+    file_name: str,
+    shape: tuple[int, int],
+    dtype: str,
+    digests: dict[str, list[str]],
+) -> None:
+    """Every row of every stacked tensor of a file against the roster's digest of it."""
+    with open_tensors(release.folder / file_name) as file:
+        _check_spans(file, dict.fromkeys(digests, (shape, dtype)))
+        for name, expected in digests.items():
+            row_bytes = file.spans[name].num_bytes // shape[0]
+            for slot, digest in enumerate(expected):
+                if (
+                    digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes)))
+                    != digest
+                ):
+                    where = f"{file.path}: {name}"
+                    raise IntegrityError(f"not the row of {release.names[slot]}", where=where)
 
 
 def _check_shards(release: Release) -> None:

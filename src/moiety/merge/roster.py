@@ -21,14 +21,16 @@ MAX_EXPERTS = 4096
 Digests = Annotated[dict[papers.TensorName, papers.Digest], Field(max_length=16_384)]
 TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
 
-WhyNotStrict = Literal["Its router rows were tuned together, on public text that its owners chose."]
+WhyNotStrict = Literal[
+    "Its tables and rows were tuned together, on public text that its owners chose."
+]
 WHY_NOT_STRICT: WhyNotStrict = get_args(WhyNotStrict)[0]
 
 
 class Rows(papers.Paper):
-    """Digest of an expert's router row in each layer, as the release holds it."""
+    """Digests of an expert's table of evidence, and of its token row in each layer of a release."""
 
-    context: tuple[papers.Digest, ...]
+    evidence: papers.Digest
     token: tuple[papers.Digest, ...]
 
 
@@ -70,10 +72,10 @@ class Slot(papers.Paper):
 
 
 class RoutingFiles(papers.Paper):
-    """Where the rows are."""
+    """Where the token rows and the tables of evidence are."""
 
     token: Literal["router.safetensors"] = "router.safetensors"
-    context: Literal["context.safetensors"] = "context.safetensors"
+    evidence: Literal["evidence.safetensors"] = "evidence.safetensors"
 
 
 class ProxiesFacts(papers.Paper):
@@ -84,9 +86,9 @@ class ProxiesFacts(papers.Paper):
 
 
 class Tuning(papers.Paper):
-    """What was done to the rows of a release that is not strict.
+    """What was done to the tables and rows of a release that is not strict.
 
-    ``rows`` are the tuned rows, of each slot; the owners' own stand under ``experts``.
+    ``rows`` are the tuned ones, of each slot; the owners' own stand under ``experts``.
     """
 
     reason: WhyNotStrict
@@ -128,7 +130,7 @@ class Roster(papers.ModelFacts):
 
     @property
     def own_row_files(self) -> tuple[str, str]:
-        """The files of (context rows, token rows) as the owners' bundles hold them."""
+        """The files of (tables, token rows) as the owners' bundles hold them."""
         return layout.row_files(untuned=self.tuning is not None)
 
     def sizes(self) -> dict[str, int]:
@@ -197,8 +199,8 @@ class Roster(papers.ModelFacts):
             raise ValueError(f"{where} dtype is not the anchor's")
 
     def _check_rows(self, where: str, rows: Rows) -> None:
-        if {len(rows.context), len(rows.token)} != {self.num_layers}:
-            raise ValueError(f"{where} needs a row of each kind in every layer")
+        if len(rows.token) != self.num_layers:
+            raise ValueError(f"{where} needs a token row in every layer")
 
 
 def effective_top_k(requested: int | None, num_experts: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moiety.bundle import VerifiedBundle, anchors, papers
 from moiety.errors import IntegrityError
-from moiety.family import OLMO2, context_row, token_row
+from moiety.family import EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
 from moiety.files import FileState, digest_bytes, read_limited
 from moiety.merge import layout
 from moiety.merge.assemble import Ground, Member, Standing, zero_rows
@@ -95,7 +95,7 @@ def ground_from_release(release: Release, files: OpenFiles) -> Ground:
 def _anchor_member(
     paper: papers.AnchorPaper, matrices: list[Source], standing: Standing | None = None
 ) -> Member:
-    context, token = zero_rows(paper)
+    evidence, token = zero_rows(paper)
 
     def pieces(slot: int) -> list[Piece]:
         names = layout.matrix_names(paper.num_layers, slot)
@@ -113,7 +113,7 @@ def _anchor_member(
         terms=None,
         delta=None,
         papers=(),
-        context=context,
+        evidence=evidence,
         token=token,
         pieces=pieces,
         standing=standing,
@@ -127,9 +127,8 @@ def member_from_bundle(bundle: VerifiedBundle, ground: Ground, *, native: bool) 
     def source(name: str) -> Source:
         return Source(file, name, manifest.tensors[name].sha256)
 
-    def rows(name: Callable[[int], str], dtype: str) -> tuple[bytes, ...]:
-        layers = range(paper.num_layers)
-        return tuple(rounded(read_all(source(name(n))), dtype, name(n)) for n in layers)
+    def row(name: str, dtype: str) -> bytes:
+        return rounded(read_all(source(name)), dtype, name)
 
     dtype = paper.dtype
     delta: dict[str, str] | None = None
@@ -146,8 +145,8 @@ def member_from_bundle(bundle: VerifiedBundle, ground: Ground, *, native: bool) 
         terms=manifest.terms,
         delta=delta,
         papers=(bundle.manifest_bytes, bundle.signature_bytes),
-        context=rows(context_row, "F32"),
-        token=rows(token_row, paper.dtype),
+        evidence=row(EVIDENCE, "F32"),
+        token=tuple(row(token_row(n), paper.dtype) for n in range(paper.num_layers)),
         pieces=partial(_bundle_pieces, ground, source, manifest.rank, native),
     )
 
@@ -181,8 +180,8 @@ def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Membe
     """An owner's expert, as it stands in a release."""
     folder, roster = release.folder, release.roster
     layers = range(roster.num_layers)
-    # The owner's own rows, also where the release is run with tuned ones.
-    context, token = (files.open(folder / name) for name in roster.own_row_files)
+    # The owner's own, also where the release is run with tuned ones.
+    tables, token = (files.open(folder / name) for name in roster.own_row_files)
     names = list(roster.shapes(slot))
 
     def pieces(new_slot: int) -> list[Piece]:
@@ -203,9 +202,7 @@ def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Membe
         terms=slot.terms,
         delta=slot.delta,
         papers=tuple(read_limited(folder / name) for name in layout.bundle_files(slot.name)),
-        context=tuple(
-            _row(context, layout.context_name(n), slot.slot, slot.rows.context[n]) for n in layers
-        ),
+        evidence=_row(tables, EVIDENCE_TABLE, slot.slot, slot.rows.evidence),
         token=tuple(_row(token, OLMO2.gate(n), slot.slot, slot.rows.token[n]) for n in layers),
         pieces=pieces,
         standing=_standing(release, slot.shard, slot.slot, slot.tensors),

@@ -1,7 +1,7 @@
-"""Tuned releases: rows trained together in place of the owners' own, which are kept beside them.
+"""Tuned releases: tables and rows trained together in place of the owners' own, which are kept.
 
-Nothing but rows may differ: experts, anchor and everything else of a tuned release have the
-digests of the release it was made from, or it is not written. ``untune`` gives that release again.
+Nothing else may differ: experts, anchor and whatever is left of a tuned release have the digests of
+the release it was made from, or it is not written. ``untune`` gives that release again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from moiety.bundle import orders
 from moiety.errors import PolicyError, SignatureError, StateError
-from moiety.family import OLMO2
+from moiety.family import ENTRY_MAX, EVIDENCE_TABLE, OLMO2
 from moiety.merge import layout
 from moiety.merge.assemble import TunedRows, assemble, row_digests
 from moiety.merge.leftovers import clean_folder
@@ -92,27 +92,28 @@ def write_tuned(
     steps: int,
     progress: Progress | None = None,
 ) -> TunedSummary:
-    """Writes a strict release again with other rows; it says ``strict: false``, and why.
+    """Writes a strict release again with other tables and rows; it says ``strict: false``, and why.
 
-    ``rows`` are the stacked rows of every layer by their names in a release; row 0 must be zero.
+    ``rows`` are stacked, by their names in a release; the first of each stack must be zero.
 
     Raises:
         TrustError: the release does not hold, or the proxies are not its owners'.
-        StateError: the release was tuned before, a row is no number, or ``out`` exists.
+        StateError: the release was tuned before, ``out`` exists, or what was given is not tables
+            and rows that a release can be run with.
     """
     standing = open_release(release)
     check_strict(standing)
     named = check_proxies(standing, proxies)
-    context, token = _row_bytes(standing.roster, rows)
+    evidence, token = _row_bytes(standing.roster, rows)
     tuning = Tuning(
         reason=WHY_NOT_STRICT,
         steps=steps,
         proxies={
             owner: ProxiesFacts(paper=one.digest, key=one.key) for owner, one in named.items()
         },
-        rows=tuple(map(row_digests, context, token)),
+        rows=tuple(map(row_digests, evidence, token)),
     )
-    return _write_again(standing, out, TunedRows(tuning, context, token), progress)
+    return _write_again(standing, out, TunedRows(tuning, evidence, token), progress)
 
 
 def untune(release: Path, out: Path, *, progress: Progress | None = None) -> TunedSummary:
@@ -143,27 +144,23 @@ def _write_again(
             progress=progress,
         )
         if (made.experts, made.shards) != (roster.experts, roster.shards):
-            raise StateError("something other than rows changed", where=standing.folder)
+            raise StateError("something other than tables and rows changed", where=standing.folder)
     return TunedSummary(Path(out), standing.digest, roster_digest(made), made.names)
 
 
-def _row_bytes(
-    roster: Roster, rows: Mapping[str, Array]
-) -> tuple[list[list[bytes]], list[list[bytes]]]:
-    """(context rows, token rows), each by slot and then by layer."""
-    layers = range(roster.num_layers)
-    context, token = layout.row_shapes(len(roster.experts), roster.width)
-    return (
-        _stack(rows, [layout.context_name(n) for n in layers], context, "F32"),
-        _stack(rows, [OLMO2.gate(n) for n in layers], token, roster.dtype),
-    )
+def _row_bytes(roster: Roster, rows: Mapping[str, Array]) -> tuple[list[bytes], list[list[bytes]]]:
+    """(tables, token rows), each by slot; rows then by layer."""
+    evidence, token = layout.row_shapes(len(roster.experts), roster.width, roster.vocab)
+    tables = _stack(rows, EVIDENCE_TABLE, evidence, "F32")
+    if np.abs(rows[EVIDENCE_TABLE]).max() > ENTRY_MAX:
+        raise StateError("not a table that a release can be run with", where=EVIDENCE_TABLE)
+    gates = [OLMO2.gate(layer) for layer in range(roster.num_layers)]
+    layers = [_stack(rows, gate, token, roster.dtype) for gate in gates]
+    return tables, [list(row) for row in zip(*layers, strict=True)]
 
 
-def _stack(
-    rows: Mapping[str, Array], names: Sequence[str], shape: tuple[int, int], dtype: str
-) -> list[list[bytes]]:
-    for name in names:
-        rounded = decode(encode(rows[name], dtype), dtype)
-        if rows[name].shape != shape or rows[name][0].any() or not np.isfinite(rounded).all():
-            raise StateError("not rows that a release can be run with", where=name)
-    return [[encode(rows[name][slot], dtype) for name in names] for slot in range(shape[0])]
+def _stack(rows: Mapping[str, Array], name: str, shape: tuple[int, int], dtype: str) -> list[bytes]:
+    rounded = decode(encode(rows[name], dtype), dtype)
+    if rows[name].shape != shape or rows[name][0].any() or not np.isfinite(rounded).all():
+        raise StateError("not rows that a release can be run with", where=name)
+    return [encode(row, dtype) for row in rows[name]]

@@ -18,7 +18,7 @@ from moiety.merge.roster import Roster, Slot, roster_digest
 from moiety.merge.sources import OpenFiles, ground_from_release, member_from_release
 from moiety.merge.streaming import Progress
 
-GONE_BACK = "the release was tuned: everybody is back at the rows of their bundles"
+GONE_BACK = "the release was tuned: everybody is back at the tables and rows of their bundles"
 COORDINATOR_KEY = "coordinator.pem"
 
 
@@ -48,7 +48,7 @@ def withdraw(
 ) -> WithdrawalSummary:
     """Takes an owner out: what remains is byte for byte the merge that never had the expert.
 
-    If the release was tuned everybody goes back to the rows of their bundles.
+    If the release was tuned everybody goes back to the tables and rows of their bundles.
 
     ``key`` signs the receipt; without one the coordinator's key in ``~/.moiety`` (or
     ``$MOIETY_HOME``) does, made when first needed. The receipt lies beside the new release.
@@ -145,10 +145,9 @@ def removed_digests(release: Release, expert: Slot) -> dict[str, str]:
     kinds = [(expert.rows, tuning is not None)]
     kinds += [] if tuning is None else [(tuning.rows[expert.slot], False)]
     for rows, untuned in kinds:
-        names = layout.row_tensors(release.roster.num_layers, expert.slot, untuned=untuned)
-        for layer, (context, token) in enumerate(names):
-            removed[context] = rows.context[layer]
-            removed[token] = rows.token[layer]
+        table, names = layout.row_tensors(release.roster.num_layers, expert.slot, untuned=untuned)
+        removed[table] = rows.evidence
+        removed |= zip(names, rows.token, strict=True)
     return removed
 
 

@@ -1,7 +1,7 @@
 """What is computed: the frozen backbone, the mixture in its layers, evidence, scores."""
 
 from moiety.model.checkpoint import load_dense
-from moiety.model.evidence import Borders, EvidenceCache, running_mean
+from moiety.model.evidence import Borders, EvidenceCache, evidence
 from moiety.model.mixture import Mixture, load_mixture
 from moiety.model.score import token_nats, training_loss
 
@@ -9,9 +9,9 @@ __all__ = [
     "Borders",
     "EvidenceCache",
     "Mixture",
+    "evidence",
     "load_dense",
     "load_mixture",
-    "running_mean",
     "token_nats",
     "training_loss",
 ]

@@ -1,11 +1,17 @@
 """Evidence about where a text comes from, added up over its tokens.
 
-Legend: B request, T position in this pass, E expert.
+Legend: B request, T position in this pass, E expert, V vocabulary.
 
-The logit used at position t is the mean of ``row . h + bias`` over the positions of the same
-document up to and including t. At generation the state it needs is one running sum an expert and
-layer, and a count; it lives in the key-value cache, because it must be reordered, copied and
-dropped with it.
+Every expert has a table: how much more frequent each token is in its owner's text than in the
+public sample, as a logarithm. The logit at position t is the sum of the table's entries over the
+tokens of the same document up to and including t, times ``w / (t + w)`` with ``w`` the
+family's ``WITNESSES``: nearly the sum at first, so that little text says little, and ``w`` times the mean in
+the end, because tokens of one document repeat each other. It is a function of the tokens alone: no
+expert has touched what decides, so every layer follows one decision, and who else is in a release
+changes nothing in it. At generation the state it needs is one running sum an expert, and a count;
+it lives in the key-value cache, because it must be reordered, copied and dropped with it.
+
+Source: naive Bayes (Maron 1961) for the sum of log-ratios; the bound on it is ours (docs/log.md).
 """
 
 from __future__ import annotations
@@ -18,11 +24,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from moiety.errors import ConfigError
+from moiety.family import WITNESSES
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a layer remembers of the positions seen so far."""
+    """What a model remembers of the positions seen so far."""
 
     total_BE: Tensor
     count_B: Tensor
@@ -49,28 +56,20 @@ class Borders:
         return cls(starts_BT, documents_BT >= 0)
 
 
-def running_mean(scores_BTE: Tensor, borders: Borders | None = None) -> Tensor:
-    """Mean over each document's positions up to t; without borders a row is one document.
+def evidence(scores_BTE: Tensor, borders: Borders | None = None) -> Tensor:
+    """The logits that a table's entries for a text's tokens make, ``[B, T, E]``.
 
-    Computed in float32 whatever comes in. Two documents in a row never touch: the sum up to the
-    border is subtracted.
+    Computed in float32 whatever comes in. Without borders a row is one document. Two documents in a
+    row never touch: the sum up to the border is subtracted.
     """
-    scores_BTE = scores_BTE.float()
-    total_BTE = scores_BTE.cumsum(dim=1)
-    places_T = torch.arange(scores_BTE.shape[1], device=scores_BTE.device)
-    if borders is None:
-        return total_BTE / (places_T + 1)[None, :, None]
-    starts_BT = borders.starts_BT
-    before_BTE = (total_BTE - scores_BTE).gather(
-        1, starts_BT[:, :, None].expand(-1, -1, scores_BTE.shape[2])
-    )
-    return (total_BTE - before_BTE) / (places_T - starts_BT + 1)[:, :, None]
+    total_BTE, count_BT1 = _running(scores_BTE, borders)
+    return _bounded(total_BTE, count_BT1)
 
 
-def continued_mean(
+def continued_evidence(
     scores_BTE: Tensor, valid_BT: Tensor | None, past: Sums | None
 ) -> tuple[Tensor, Sums]:
-    """The running mean of a document that began in an earlier pass, and the state to go on with.
+    """The logits of a document that began in an earlier pass, and the state to go on with.
 
     Positions that are not valid (left padding) add nothing and count nothing.
     """
@@ -84,8 +83,26 @@ def continued_mean(
     if past is not None:
         total_BTE = total_BTE + past.total_BE[:, None]
         count_BT = count_BT + past.count_B[:, None]
-    mean_BTE = total_BTE / count_BT.clamp(min=1)[:, :, None]
-    return mean_BTE, Sums(total_BTE[:, -1], count_BT[:, -1])
+    logits_BTE = _bounded(total_BTE, count_BT[:, :, None])
+    return logits_BTE, Sums(total_BTE[:, -1], count_BT[:, -1])
+
+
+def _bounded(total_BTE: Tensor, count_BT1: Tensor) -> Tensor:
+    return total_BTE * (WITNESSES / (count_BT1 + WITNESSES))
+
+
+def _running(scores_BTE: Tensor, borders: Borders | None) -> tuple[Tensor, Tensor]:
+    """The sum over each document's positions up to t, and how many they are."""
+    scores_BTE = scores_BTE.float()
+    total_BTE = scores_BTE.cumsum(dim=1)
+    places_T = torch.arange(scores_BTE.shape[1], device=scores_BTE.device)
+    if borders is None:
+        return total_BTE, (places_T + 1)[None, :, None]
+    starts_BT = borders.starts_BT
+    before_BTE = (total_BTE - scores_BTE).gather(
+        1, starts_BT[:, :, None].expand(-1, -1, scores_BTE.shape[2])
+    )
+    return total_BTE - before_BTE, (places_T - starts_BT + 1)[:, :, None]
 
 
 class EvidenceCache(DynamicCache):  # type: ignore[misc]
@@ -97,7 +114,7 @@ class EvidenceCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sums: dict[int, Sums] = {}
+        self.sums: Sums | None = None
         self.made_with: object = None
 
     def check_made_with(self, experts: object) -> None:
@@ -129,7 +146,5 @@ class EvidenceCache(DynamicCache):  # type: ignore[misc]
         raise ConfigError("evidence cannot be cropped", remedy="decode without speculation")
 
     def _pick(self, pick: Any) -> None:
-        self.sums = {
-            layer: Sums(pick(sums.total_BE), pick(sums.count_B))
-            for layer, sums in self.sums.items()
-        }
+        if self.sums is not None:
+            self.sums = Sums(pick(self.sums.total_BE), pick(self.sums.count_B))

@@ -1,12 +1,15 @@
 """The mixture that stands where a decoder layer's feed-forward block stood.
 
-Legend: B request, T position, N token (B x T), D width, E expert allowed in this pass, S slot of
-the roster, K chosen, L layer.
+Legend: B request, T position, N token (B x T), D width, V vocabulary, E expert allowed in this
+pass, S slot of the roster, K chosen, L layer.
 
 Expert 0 is the anchor's own block. A mask acts on the logits, before softmax and top-k. Where the
 whole batch shares a mask the allowed router rows are *selected*, so that the arithmetic is bitwise
 that of a model which never had the others; where masks differ inside a batch a forbidden logit is
 minus infinity, and a forbidden expert is never run, whatever its weights hold.
+
+Routed by context, the tokens' evidence decides once for all layers, before the first of them runs;
+routed by token, each layer's rows read its states.
 
 Source: Shi et al. 2025 (FlexOlmo), section 3.2; softmax over all experts, then top-k, the kept
 weights not renormalised, as in transformers' ``FlexOlmoTopKRouter``.
@@ -24,31 +27,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moiety.errors import ConfigError
-from moiety.model.evidence import Borders, EvidenceCache, continued_mean, running_mean
+from moiety.model.evidence import Borders, EvidenceCache, continued_evidence, evidence
 
 RoutingMode = Literal["context", "token"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What the layers must know of the forward pass that is under way."""
+    """What the layers must know of the forward pass that is under way.
+
+    ``valid_BT``: which positions are text; ``weights_BTE``: what the tokens' evidence decided.
+    """
 
     valid_BT: Tensor | None = None
-    cache: EvidenceCache | None = None
-    borders: Borders | None = None
+    weights_BTE: Tensor | None = None
 
 
 @dataclass
 class Routing:
     """How a model routes now. One object, shared by all layers of one model.
 
-    ``slots``: the experts the whole batch may use, ascending. ``mask_BS``: per request, over all
-    slots, or None when requests do not differ.
+    ``table_SV``: every expert's evidence, the anchor's zero. ``slots``: the experts the whole batch
+    may use, ascending. ``mask_BS``: per request, over all slots, or None when requests do not
+    differ.
     """
 
     mode: RoutingMode
     top_k: int
     slots: tuple[int, ...]
+    table_SV: Tensor
     mask_BS: Tensor | None = None
     borders: Borders | None = None
     current: Pass = field(default_factory=Pass)
@@ -79,6 +86,18 @@ class Routing:
             yield
         finally:
             self.borders = None
+
+    def choose(self, logits_BTE: Tensor) -> Tensor:
+        """Logits of the allowed slots to their weights; those not among the top k are zero."""
+        if self.mask_BS is not None:
+            allowed_BE = self.mask_BS[:, list(self.slots)]
+            logits_BTE = logits_BTE.masked_fill(~allowed_BE[:, None], -torch.inf)
+        probs_BTE = logits_BTE.softmax(dim=-1)
+        top_k = min(self.top_k, len(self.slots))
+        if top_k == len(self.slots):
+            return probs_BTE
+        kept = probs_BTE.topk(top_k, dim=-1)
+        return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
 
 
 class LowRankFeedForward(nn.Module):
@@ -117,23 +136,19 @@ class _Delta(nn.Module):
 
 
 class MixtureLayer(nn.Module):
-    """Experts of one layer, and the two rows each of them is routed by.
-
-    Shapes: ``rows["token"]`` [S, D]; ``rows["context"]`` [S, D + 1], the last number a bias.
-    """
+    """Experts of one layer, and their token rows: ``token_rows`` [S, D]."""
 
     def __init__(
         self,
         layer: int,
         experts: list[nn.Module],
-        rows: dict[RoutingMode, Tensor],
+        token_rows: Tensor,
         routing: Routing,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.experts = nn.ModuleList(experts)
-        self.register_buffer("context_rows", rows["context"].float())
-        self.register_buffer("token_rows", rows["token"].float())
+        self.register_buffer("token_rows", token_rows.float())
         self.routing = routing
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -146,34 +161,13 @@ class MixtureLayer(nn.Module):
     def weights(self, hidden_BTD: Tensor) -> Tensor:
         """Routing weights over the allowed slots; those not among the top k are zero."""
         routing = self.routing
-        rows_SD = self.context_rows if routing.mode == "context" else self.token_rows
-        assert isinstance(rows_SD, Tensor)
-        index_E = torch.tensor(routing.slots, device=rows_SD.device)
-        rows_ED = rows_SD[index_E]
         if routing.mode == "context":
-            scores_BTE = functional.linear(hidden_BTD.float(), rows_ED[:, :-1], rows_ED[:, -1])
-            logits_BTE = self._gather_evidence(scores_BTE)
-        else:
-            logits_BTE = functional.linear(hidden_BTD.float(), rows_ED)
-        if routing.mask_BS is not None:
-            allowed_BE = routing.mask_BS[:, index_E]
-            logits_BTE = logits_BTE.masked_fill(~allowed_BE[:, None], -torch.inf)
-        probs_BTE = logits_BTE.softmax(dim=-1)
-        top_k = min(routing.top_k, len(routing.slots))
-        if top_k == len(routing.slots):
-            return probs_BTE
-        kept = probs_BTE.topk(top_k, dim=-1)
-        return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
-
-    def _gather_evidence(self, scores_BTE: Tensor) -> Tensor:
-        now = self.routing.current
-        if now.borders is not None:
-            return running_mean(scores_BTE, now.borders)
-        past = None if now.cache is None else now.cache.sums.get(self.layer)
-        mean_BTE, sums = continued_mean(scores_BTE, now.valid_BT, past)
-        if now.cache is not None:
-            now.cache.sums[self.layer] = sums
-        return mean_BTE
+            assert routing.current.weights_BTE is not None, "no forward pass is under way"
+            return routing.current.weights_BTE
+        rows_SD = self.token_rows
+        assert isinstance(rows_SD, Tensor)
+        rows_ED = rows_SD[list(routing.slots)]
+        return routing.choose(functional.linear(hidden_BTD.float(), rows_ED))
 
     def _mix(self, hidden_BTD: Tensor, weights_BTE: Tensor) -> Tensor:
         shape = hidden_BTD.shape
@@ -193,9 +187,8 @@ class MixtureLayer(nn.Module):
         return mixed_ND.reshape(shape)
 
     def _observe(self, weights_BTE: Tensor) -> None:
-        shares_LS, now = self.routing.shares_LS, self.routing.current
+        shares_LS, valid_BT = self.routing.shares_LS, self.routing.current.valid_BT
         assert shares_LS is not None
-        valid_BT = now.valid_BT if now.borders is None else now.borders.real_BT
         if valid_BT is not None:
             weights_BTE = weights_BTE * valid_BT[:, :, None]
         total_E = weights_BTE.double().sum(dim=(0, 1)).cpu()
@@ -206,23 +199,51 @@ def begin_pass(routing: Routing, kwargs: dict[str, object]) -> None:
     """Tells the layers about a forward pass of the backbone, from the pass's own arguments.
 
     Raises:
-        ConfigError: a cache that cannot carry evidence, or one made with other experts.
+        ConfigError: no tokens to take evidence from, a cache that cannot carry it, or one made with
+            other experts.
     """
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    cache, mask, tokens_BT = (
+        kwargs.get(name) for name in ("past_key_values", "attention_mask", "input_ids")
+    )
+    if isinstance(cache, EvidenceCache):
+        cache.check_made_with(routing.made_with())
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise ConfigError("only attention masks of shape [batch, tokens] are understood")
+    length = _length(kwargs)
+    valid_BT = None if mask is None else mask[:, -length:]
+    if routing.borders is not None:
+        valid_BT = routing.borders.real_BT
+    weights_BTE = None
+    if routing.mode == "context":
+        if not isinstance(tokens_BT, Tensor):
+            raise ConfigError("context routing reads tokens", remedy="pass input_ids")
+        weights_BTE = routing.choose(_gather_evidence(routing, tokens_BT, valid_BT, cache))
+    routing.current = Pass(valid_BT, weights_BTE)
+
+
+def _length(kwargs: dict[str, object]) -> int:
     tokens = kwargs.get("input_ids")
     if tokens is None:
         tokens = kwargs["inputs_embeds"]
     assert isinstance(tokens, Tensor)
-    if isinstance(cache, EvidenceCache):
-        cache.check_made_with(routing.made_with())
-    elif cache is not None and routing.mode == "context":
+    return tokens.shape[1]
+
+
+def _gather_evidence(
+    routing: Routing, tokens_BT: Tensor, valid_BT: Tensor | None, cache: object
+) -> Tensor:
+    """Logits of the allowed slots, ``[B, T, E]``."""
+    table_EV = routing.table_SV[list(routing.slots)].to(tokens_BT.device)
+    scores_BTE = table_EV[:, tokens_BT].permute(1, 2, 0)
+    if routing.borders is not None:
+        return evidence(scores_BTE, routing.borders)
+    if cache is not None and not isinstance(cache, EvidenceCache):
         raise ConfigError(
             "context routing needs a cache that carries evidence",
             remedy="pass past_key_values=EvidenceCache(), or use the mixture's own generate",
         )
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-        raise ConfigError("only attention masks of shape [batch, tokens] are understood")
-    valid_BT = None if mask is None else mask[:, -tokens.shape[1] :]
-    routing.current = Pass(
-        valid_BT, cache if isinstance(cache, EvidenceCache) else None, routing.borders
-    )
+    past = None if cache is None else cache.sums
+    logits_BTE, sums = continued_evidence(scores_BTE, valid_BT, past)
+    if cache is not None:
+        cache.sums = sums
+    return logits_BTE

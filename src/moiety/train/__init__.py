@@ -1,11 +1,14 @@
-"""Changing weights: anchors from public text, experts from an owner's.
+"""Changing weights: anchors from public text, experts from an owner's, other ways to compare.
 
-``jobs`` is a module: the loop, for rooms that have other weights to train.
+Two names of the door are modules:
+
+- ``baselines``   the other ways to make a model from several owners' text
+- ``jobs``        the loop, for rooms that have other weights to train
 """
 
-from moiety.train import jobs
+from moiety.train import baselines, jobs
 from moiety.train.anchor import import_anchor, new_anchor
-from moiety.train.config import TrainConfig, resolve_config
+from moiety.train.config import TrainConfig
 from moiety.train.expert import ExpertPlan, train_expert
 from moiety.train.presets import PRESETS
 
@@ -13,9 +16,9 @@ __all__ = [
     "PRESETS",
     "ExpertPlan",
     "TrainConfig",
+    "baselines",
     "import_anchor",
     "jobs",
     "new_anchor",
-    "resolve_config",
     "train_expert",
 ]

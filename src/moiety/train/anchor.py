@@ -187,8 +187,10 @@ def dense_job(
     config: TrainConfig,
     compute: Compute,
     steps: int,
+    *,
+    title: str = "anchor",
 ) -> Job:
-    """Everything is trained, on one kind of text."""
+    """Everything that is not frozen is trained, on one kind of text."""
     batches = StepBatches(train, None, Shares(config.batch.windows), config.seed)
     decoder = compute.decoder(backbone)
 
@@ -203,8 +205,8 @@ def dense_job(
         return judge_backbone(backbone, heldout, tokens, precision=compute.autocast()).bits_per_byte
 
     return Job(
-        title="anchor",
-        parameters=dict(backbone.named_parameters()),
+        title=title,
+        parameters={n: p for n, p in backbone.named_parameters() if p.requires_grad},
         losses=losses,
         judge=judge,
         tokens_per_step=config.batch.windows * train.window_tokens,

@@ -81,6 +81,8 @@ class PairConfig(Section):
     """Weight of the rows' own cross-entropy beside the language-model loss; 0: no fit either."""
     token_share: float = Field(0.25, ge=0, le=1)
     """Share of the windows that are routed by the token rows; the others by the context rows."""
+    crowd_share: float = Field(0.0, ge=0, le=1)
+    """Share of own windows trained as if other owners' experts took some of the weight."""
 
 
 class ComputeConfig(Section):
@@ -106,27 +108,24 @@ class TrainConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     seed: int = Field(0, ge=0, lt=2**31)
 
+    def resolve(self, file: Path | None = None, assignments: Sequence[str] = ()) -> TrainConfig:
+        """These settings overridden by a TOML file, then by ``section.field=value`` assignments.
 
-def resolve_config(
-    start: TrainConfig, file: Path | None = None, assignments: Sequence[str] = ()
-) -> TrainConfig:
-    """``start`` overridden by a TOML file, then by ``section.field=value`` assignments.
-
-    Raises:
-        ConfigError: an unknown key, a bad value, a file that is not TOML.
-    """
-    values = start.model_dump()
-    if file is not None:
-        _overlay(values, _read_toml(file))
-    for assignment in assignments:
-        path, found, text = assignment.partition("=")
-        if not found:
-            raise ConfigError(f"not section.field=value: {assignment!r}")
-        value: Any = _parse_value(text.strip())
-        for key in reversed(path.strip().split(".")):
-            value = {key: value}
-        _overlay(values, value)
-    return checked(TrainConfig, values)
+        Raises:
+            ConfigError: an unknown key, a bad value, a file that is not TOML.
+        """
+        values = self.model_dump()
+        if file is not None:
+            _overlay(values, _read_toml(file))
+        for assignment in assignments:
+            path, found, text = assignment.partition("=")
+            if not found:
+                raise ConfigError(f"not section.field=value: {assignment!r}")
+            value: Any = _parse_value(text.strip())
+            for key in reversed(path.strip().split(".")):
+                value = {key: value}
+            _overlay(values, value)
+        return checked(TrainConfig, values)
 
 
 def checked(kind: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:

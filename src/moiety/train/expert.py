@@ -34,6 +34,7 @@ from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
 from moiety.train.rows import add_fitted_rows
 from moiety.train.stopping import resumable
+from moiety.train.table import evidence_table
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3
@@ -105,7 +106,8 @@ def _train(
         raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     before = _judge_both(backbone, None, texts, config, compute)
     probe = load_file(plan.anchor / anchors.PROBE)
-    pair = Pair(backbone, probe, rank=config.pair.rank, seed=config.seed)
+    table = evidence_table(texts.own, texts.public, backbone.config.vocab_size)
+    pair = Pair(backbone, table, probe, rank=config.pair.rank, seed=config.seed)
     compute.prepare_frozen(backbone)
     frozen = frozen_digest(backbone)
     job = expert_job(pair, texts, config, compute, steps, plan.owner)
@@ -132,13 +134,13 @@ def expert_job(
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
     own_windows = windows - public_windows
-    shares = Shares(own_windows, public_windows, config.pair.token_share)
+    shares = Shares(own_windows, public_windows, config.pair.token_share, config.pair.crowd_share)
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            pair.expect(batch.documents_BT, batch.by_token_B)
+            pair.expect(batch.inputs_BT, batch.documents_BT, batch.by_token_B, batch.crowd_B)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
             rows = pair.row_loss(batch.own_B, batch.balance_BT)
@@ -190,13 +192,8 @@ def _judge(
     max_tokens: int,
     compute: Compute,
 ) -> DocumentNats:
-    def tell_borders(documents_BT: Tensor) -> None:
-        if pair is not None:
-            pair.expect(documents_BT)
-
-    return judge_backbone(
-        backbone, text, max_tokens, before=tell_borders, precision=compute.autocast()
-    )
+    before = None if pair is None else pair.expect
+    return judge_backbone(backbone, text, max_tokens, before=before, precision=compute.autocast())
 
 
 def _judge_both(
@@ -239,6 +236,7 @@ def _run_paper(
     return papers.RunPaper(
         family=anchor.paper.family,
         num_layers=anchor.paper.num_layers,
+        vocab=anchor.paper.vocab,
         width=anchor.paper.width,
         hidden=anchor.paper.hidden,
         owner=plan.owner,

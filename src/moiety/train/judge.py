@@ -20,19 +20,19 @@ def judge_backbone(
     text: PackedText,
     max_tokens: int,
     *,
-    before: Callable[[Tensor], object] | None = None,
+    before: Callable[[Tensor, Tensor], object] | None = None,
     precision: AbstractContextManager[Any] | None = None,
 ) -> DocumentNats:
     """Nats of a fair sample of ``text``'s documents, of at most ``max_tokens`` tokens.
 
-    ``before`` is told the documents of each batch of windows, ``[B, T]``.
+    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``.
     """
     device = backbone.device
 
     def score(windows: Any) -> np.ndarray[Any, Any]:
         tokens_BT = torch.from_numpy(windows.tokens).to(device)
         if before is not None:
-            before(torch.from_numpy(windows.documents[:, :-1]).to(device))
+            before(tokens_BT[:, :-1], torch.from_numpy(windows.documents[:, :-1]).to(device))
         nats_BT = token_nats(backbone, tokens_BT[:, :-1], tokens_BT[:, 1:])
         return nats_BT.float().cpu().numpy()
 

@@ -1,18 +1,18 @@
-"""The anchored pair: the anchor's block beside a trainable one, and the rows that choose.
+"""The anchored pair: the anchor's block beside a trainable one, and what chooses between them.
 
-Legend: B window, T position, D width, F hidden, R rank.
+Legend: B window, T position, D width, F hidden, R rank, V vocabulary.
 
 In every layer both blocks run on every token and are mixed by the two-way softmax of
-``[0, evidence]``, which is a sigmoid. Shapes are static, nothing is dropped, and no window touches
-another. Rows are trained as the log-ratio "mine against public" by a cross-entropy of their own,
-beside the language-model loss of the windows that they route; because the anchor's row is zero for
-everybody, ratios of owners who never met can be compared.
+``[0, logit]``, which is a sigmoid. Shapes are static, nothing is dropped, and no window touches
+another. Logits are log-ratios "mine against public"; because the anchor's is zero for everybody,
+ratios of owners who never met can be compared.
 
-Most windows are routed by the context rows, with which our loader runs a release, and some by the
-token rows, with which everybody else does: an expert must know how to work under both.
-
-Rows are learned in whitened coordinates. When the expert stands still a fitted row is added to each
-(``moiety.train.rows``).
+Most windows are routed by evidence, with which our loader runs a release: a table of the owner's,
+counted before training begins (``moiety.train.table``), decides for all layers at once. Some are
+routed by the token rows, one a layer, with which everybody else does: an expert must know how to
+work under both. Token rows are trained by the language-model loss of the windows that they route
+and by a cross-entropy of their own, in whitened coordinates. When the expert stands still a fitted
+row is added to each (``moiety.train.rows``).
 
 Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the evidence are ours
 (docs/architecture.md).
@@ -30,10 +30,12 @@ from torch.nn import functional
 from transformers import Olmo2ForCausalLM
 
 from moiety import family
-from moiety.model import Borders, running_mean
+from moiety.model import Borders, evidence
 from moiety.train.whitening import Whitening
 
 
+import os
+TAUGHT=os.environ.get("MOIETY_T5")=="1"
 class FullExpert(nn.Module):
     """A trainable copy of the anchor's block, in float32."""
 
@@ -100,62 +102,52 @@ class LowRankExpert(nn.Module):
 class PairRouting:
     """How the pair routes until it is told otherwise. One object, shared by its layers.
 
-    ``borders`` None: every window is one document. ``by_token_B``: which windows the token rows
-    route; None: none. While ``alone`` is set only the anchor's block runs.
+    ``evidence_BT``: logits of the owner's evidence. ``by_token_B``: which windows the token rows
+    route instead; None: none. ``crowd_B``: what is taken from the logits of each window, log(1 + m)
+    where other owners' experts hold m times the anchor's weight. While ``alone`` is set only the
+    anchor's block runs.
     """
 
-    borders: Borders | None = None
+    evidence_BT: Tensor | None = None
     by_token_B: Tensor | None = None
+    crowd_B: Tensor | None = None
     alone: bool = False
 
 
 class PairLayer(nn.Module):
     """Stands in for a decoder layer's ``mlp`` while an expert is trained.
 
-    After a forward pass ``context_BT`` and ``token_BT`` hold the logits of the two rows, for the
-    rows' own loss. The row's own loss does not reach the hidden states: it trains rows only.
-
-    ``context_row`` [D + 1] and ``token_row`` [D] are in whitened coordinates; the last number of
-    the context row is its bias.
+    After a forward pass ``token_BT`` holds the logits of the token row, for the rows' own loss.
+    ``token_row`` [D] is in whitened coordinates.
     """
 
-    added_context: Tensor
     added_token: Tensor
 
     def __init__(
         self,
         anchor: nn.Module,
         expert: FullExpert | LowRankExpert,
-        context: Whitening,
-        token: Whitening,
+        whitening: Whitening,
         routing: PairRouting,
     ) -> None:
         super().__init__()
         self.routing = routing
         self.anchor = anchor
         self.expert = expert
-        self.context_whitening, self.token_whitening = context, token
-        width = context.centre_D.shape[0]
-        self.context_row = nn.Parameter(torch.zeros(width + 1))
+        self.whitening = whitening
+        width = whitening.directions_DK.shape[0]
         self.token_row = nn.Parameter(torch.zeros(width))
-        self.register_buffer("added_context", torch.zeros(width + 1), persistent=False)
         self.register_buffer("added_token", torch.zeros(width), persistent=False)
-        self.context_BT = self.token_BT = torch.empty(0)
+        self.token_BT = torch.empty(0)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """The pair's mixed output, ``[B, T, D]``."""
-        hidden = hidden_BTD.float()
-        seen = hidden.detach()
+        routing, hidden = self.routing, hidden_BTD.float()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            context, token = self.folded_context_row(), self.folded_token_row()
-            self.context_BT, self.token_BT = self._evidence(seen, context), seen @ token
-            logits_BT = self._evidence(hidden, context)
-            if self.routing.by_token_B is not None:
-                by_token_B1 = self.routing.by_token_B[:, None]
-                logits_BT = torch.where(by_token_B1, hidden @ token, logits_BT)
-            share_BT = logits_BT.sigmoid()
-        if self.routing.alone:
+            self.token_BT = (hidden if TAUGHT else hidden.detach()) @ self.folded_token_row()
+            share_BT = self._logits().sigmoid()
+        if routing.alone:
             public_alone_BTD: Tensor = self.anchor(hidden_BTD)
             return public_alone_BTD
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
@@ -164,35 +156,36 @@ class PairLayer(nn.Module):
         )
         return mixed_BTD
 
-    def _evidence(self, hidden_BTD: Tensor, row: Tensor) -> Tensor:
-        # The bias is added to each score, not to their mean: they sum up to less, so more exactly.
-        scores_BT = hidden_BTD @ row[:-1] + row[-1]
-        return running_mean(scores_BT[:, :, None], self.routing.borders)[:, :, 0]
-
-    def folded_context_row(self) -> Tensor:
-        """The context row for raw states, its bias last, ``[D + 1]``."""
-        return self.context_whitening.fold(self.context_row) + self.added_context
+    def _logits(self) -> Tensor:
+        routing = self.routing
+        assert routing.evidence_BT is not None, "the pair was not told what to expect"
+        logits_BT = routing.evidence_BT
+        if routing.by_token_B is not None:
+            logits_BT = torch.where(routing.by_token_B[:, None], self.token_BT, logits_BT)
+        if routing.crowd_B is not None:
+            logits_BT = logits_BT - routing.crowd_B[:, None]
+        return logits_BT
 
     def folded_token_row(self) -> Tensor:
         """The token row for raw states, ``[D]``."""
-        return self.token_whitening.fold(self.token_row) + self.added_token
+        return self.whitening.fold(self.token_row) + self.added_token
 
-    def add_rows(self, context: Tensor, token: Tensor) -> None:
-        """Adds to the rows for raw states: ``context`` [D + 1], its bias last, ``token`` [D]."""
-        self.added_context += context.to(self.added_context)
+    def add_row(self, token: Tensor) -> None:
+        """Adds to the token row for raw states, ``[D]``."""
         self.added_token += token.to(self.added_token)
 
 
 class Pair:
     """A dense model whose feed-forward blocks have been replaced by pairs, in every layer.
 
-    ``states`` are the anchor's on public text: ``layers.N.context`` and ``layers.N.token``, each
-    ``[N, D]``.
+    ``table`` [V] is the owner's evidence; ``states`` are the anchor's on public text,
+    ``layers.N.token``, each ``[N, D]``.
     """
 
     def __init__(
         self,
         backbone: Olmo2ForCausalLM,
+        table: Tensor,
         states: Mapping[str, Tensor],
         *,
         rank: int | None,
@@ -200,15 +193,15 @@ class Pair:
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
+        self.table_V = table.to(backbone.device)
         self.routing = PairRouting()
         self.layers: list[PairLayer] = []
         for number, layer in enumerate(backbone.model.layers):
             expert: FullExpert | LowRankExpert = (
                 FullExpert(layer.mlp) if rank is None else LowRankExpert(layer.mlp, rank, generator)
             )
-            context = Whitening(states[f"layers.{number}.context"], centred=True)
-            token = Whitening(states[f"layers.{number}.token"], centred=False)
-            pair = PairLayer(layer.mlp, expert, context, token, self.routing)
+            whitening = Whitening(states[f"layers.{number}.token"])
+            pair = PairLayer(layer.mlp, expert, whitening, self.routing)
             pair.to(backbone.device)
             layer.mlp = pair
             self.layers.append(pair)
@@ -218,13 +211,23 @@ class Pair:
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def expect(self, documents_BT: Tensor, by_token_B: Tensor | None = None) -> None:
-        """What the windows of the coming passes hold, and which of them the token rows route.
+    def expect(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor,
+        by_token_B: Tensor | None = None,
+        crowd_B: Tensor | None = None,
+    ) -> None:
+        """What the windows of the coming passes hold, and how each of them is routed.
 
-        ``documents_BT`` is the document of each position, -1 for padding.
+        ``documents_BT`` is the document of each position, -1 for padding; the others are told at
+        ``PairRouting``.
         """
-        self.routing.borders = Borders.from_documents(documents_BT)
+        borders = Borders.from_documents(documents_BT)
+        scores_BT1 = self.table_V[tokens_BT][:, :, None]
+        self.routing.evidence_BT = evidence(scores_BT1, borders)[:, :, 0]
         self.routing.by_token_B = by_token_B
+        self.routing.crowd_B = crowd_B
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -236,12 +239,11 @@ class Pair:
             self.routing.alone = False
 
     def row_loss(self, own_B: Tensor, balance_BT: Tensor) -> Tensor:
-        """Binary cross-entropy of both rows of all layers: own text 1, public text 0.
+        """Binary cross-entropy of the token rows of all layers: own text 1, public text 0.
 
-        Shapes: ``own_B``; ``balance_BT`` is the weight of each position. The mean is over layers
-        and rows.
+        Shapes: ``own_B``; ``balance_BT`` is the weight of each position. The mean is over layers.
         """
-        logits_LBT = torch.stack([row for pair in self.layers for row in _rows(pair)])
+        logits_LBT = torch.stack([pair.token_BT for pair in self.layers])
         loss_LBT = functional.binary_cross_entropy_with_logits(
             logits_LBT, own_B[:, None].expand_as(logits_LBT), reduction="none"
         )
@@ -249,15 +251,10 @@ class Pair:
 
     def expert_tensors(self) -> dict[str, Tensor]:
         """What a bundle ships: float32, on the CPU; the whitening is in the rows."""
-        shipped: dict[str, Tensor] = {}
+        shipped: dict[str, Tensor] = {family.EVIDENCE: self.table_V}
         for number, pair in enumerate(self.layers):
             shipped.update(pair.expert.tensors(number))
-            shipped[family.context_row(number)] = pair.folded_context_row()
             shipped[family.token_row(number)] = pair.folded_token_row()
         return {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in shipped.items()
         }
-
-
-def _rows(pair: PairLayer) -> tuple[Tensor, Tensor]:
-    return pair.context_BT, pair.token_BT

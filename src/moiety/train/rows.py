@@ -1,4 +1,4 @@
-"""What a fit adds to router rows when the expert stands still.
+"""What a fit adds to token rows when the expert stands still.
 
 Legend: N state, D width.
 
@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from moiety.data import PackedText
 from moiety.errors import StateError
-from moiety.family import ROWS
 from moiety.train.compute import Compute
 from moiety.train.log import counting
 from moiety.train.pair import Pair
@@ -37,10 +36,10 @@ FIT_WINDOWS = 300
 FIT_POSITIONS = 8
 """Windows of each kind of text, seen each way, and positions of each, that rows are fitted on."""
 
-NORM = {"context": 0.5, "token": 1.0}
-"""Of the added row, in roots of the distance; a token row sees one state and can do with more."""
+NORM = 1.0
+"""Of the added row, in roots of the distance."""
 
-SHARPNESS = {"context": 2.0, "token": 3.0}
+SHARPNESS = 3.0
 """A row is fitted at its norm over this: a blunter fit has the better direction."""
 
 _ITERATIONS = 200
@@ -57,7 +56,7 @@ class Seen:
 def add_fitted_rows(
     pair: Pair, own: PackedText, public: PackedText, compute: Compute, *, quiet: bool = False
 ) -> None:
-    """Adds to every row of the pair one that is fitted to the two texts.
+    """Adds to every token row of the pair one that is fitted to the two texts.
 
     Raises:
         StateError: the pair's states are no numbers.
@@ -65,23 +64,23 @@ def add_fitted_rows(
     texts = own, public
     windows = 2 * sum(min(text.num_windows, FIT_WINDOWS) for text in texts)
     total = windows + len(pair.layers)
-    with counting("fitting the router rows", total, quiet=quiet) as done:
+    with counting("fitting the token rows", total, quiet=quiet) as done:
         with pair.alone():
             alone = _see(pair, texts, compute, done, seed=0)
         # Other windows than before: the same ones again would say less.
         ways = (alone, _see(pair, texts, compute, done, seed=1))
         for number, layer in enumerate(pair.layers):
-            layer.add_rows(**{kind: _fitted(ways, number, kind) for kind in ROWS})
+            layer.add_row(_fitted(ways, number))
             done(1)
 
 
-def _fitted(ways: Sequence[Sequence[Gathered]], layer: int, kind: str) -> Tensor:
-    name = f"layers.{layer}.{kind}"
+def _fitted(ways: Sequence[Sequence[Gathered]], layer: int) -> Tensor:
+    name = f"layers.{layer}.token"
     mine, others = (
         [Seen(way[text].states[name], way[text].windows_N) for way in ways] for text in (0, 1)
     )
-    whitening = Whitening(others[0].states_ND, centred=kind == "context")
-    return fit_row(mine, others, whitening, norm=NORM[kind], sharpness=SHARPNESS[kind])
+    whitening = Whitening(others[0].states_ND)
+    return fit_row(mine, others, whitening, norm=NORM, sharpness=SHARPNESS)
 
 
 def _see(
@@ -94,8 +93,8 @@ def _see(
 ) -> tuple[Gathered, ...]:
     """Each text's states, as the pair now routes."""
 
-    def before(documents_BT: Tensor) -> None:
-        pair.expect(documents_BT)
+    def before(tokens_BT: Tensor, documents_BT: Tensor) -> None:
+        pair.expect(tokens_BT, documents_BT)
         done(len(documents_BT))
 
     sizes = FIT_WINDOWS, FIT_POSITIONS
@@ -115,7 +114,7 @@ def fit_row(
     norm: float,
     sharpness: float,
 ) -> Tensor:
-    """One row for raw states: ``[D + 1]`` with a bias, which is its last number, ``[D]`` without.
+    """One row for raw states, ``[D]``.
 
     ``own`` and ``public`` hold raw states for each way of seeing the text; every way has the same
     weight. ``norm`` is that of the row in whitened coordinates, in roots of the distance
@@ -133,24 +132,22 @@ def fit_row(
     distance = _distance(mine, others)
     blunt_norm = norm / sharpness * torch.minimum(distance, distance.sqrt())
     turn_D = functional.normalize(apart_D, dim=0).requires_grad_()
-    bias_1 = torch.zeros(1, dtype=turn_D.dtype, requires_grad=whitening.centred)
-    free = [turn_D, bias_1] if whitening.centred else [turn_D]
     problem = _Problem.of(mine, others)
 
     def blunt() -> Tensor:
         row_D: Tensor = blunt_norm * functional.normalize(turn_D, dim=0)
         return row_D
 
-    optimizer = torch.optim.LBFGS(free, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([turn_D], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = problem.loss(blunt(), bias_1)
+        value = problem.loss(blunt())
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    found = sharpness * torch.cat([blunt(), *free[1:]]).detach()
+    found = sharpness * blunt().detach()
     if not found.isfinite().all():
         raise StateError("a router row could not be fitted: not a number")
     return whitening.fold(found.float())
@@ -176,9 +173,9 @@ class _Problem:
         ]
         return cls(states_ND, mine_N, torch.cat(weights))
 
-    def loss(self, row_D: Tensor, bias_1: Tensor) -> Tensor:
+    def loss(self, row_D: Tensor) -> Tensor:
         """Binary cross-entropy."""
-        logits_N = self.states_ND @ row_D + bias_1
+        logits_N = self.states_ND @ row_D
         return functional.binary_cross_entropy_with_logits(
             logits_N, self.mine_N, self.weights_N, reduction="sum"
         )

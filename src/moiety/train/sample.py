@@ -1,6 +1,6 @@
 """The public sample that goes with an anchor, and the states at which router rows are probed.
 
-Legend: N probe position, D width.
+Legend: N probe position, D width, W window, T position.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import gzip
 import heapq
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors
@@ -61,20 +63,31 @@ def sample_sources(anchor: Path) -> Sources:
 def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> None:
     """Writes the states that enter each feed-forward block at positions of public text.
 
-    Per layer ``layers.N.token`` (the state itself) and ``layers.N.context`` (its mean over the
-    document so far), float32 ``[N, D]``. A router row applied to them says, without running any
-    model, how much of public text the row would capture.
+    Per layer ``layers.N.token``, float32 ``[N, D]``; and ``tokens``, the beginnings of documents. A
+    token row applied to the states, and a table to the tokens, say without running any model how
+    much of public text they would capture.
 
     Raises:
         DataError: too little text.
     """
     positions = anchors.PROBE_POSITIONS_MAX // _WINDOWS
     states = gather_states(backbone, text, _WINDOWS, positions).states
+    tokens_WT = _beginnings(text)
     if len(states["layers.0.token"]) < anchors.PROBE_POSITIONS_MIN:
         raise DataError(
             "too little public text to tell what its states are",
             remedy="give more public text, or longer documents",
         )
     plans = [array_plan(name, tensor.numpy()) for name, tensor in sorted(states.items())]
+    plans.append(array_plan(anchors.TOKENS, tokens_WT, "I32"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, plans)
+
+
+def _beginnings(text: PackedText) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Tokens of the first window of some documents of an aligned text, -1 after their end."""
+    documents = np.random.default_rng(0).permutation(text.num_documents)[:_WINDOWS]
+    first = [text.windows_of(documents[[n]])[0] for n in range(len(documents))]
+    windows = text.windows(np.array(first))
+    inside = windows.documents[:, :-1] >= 0
+    return np.where(inside, windows.tokens[:, :-1], -1).astype(np.int32)

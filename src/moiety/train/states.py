@@ -1,4 +1,4 @@
-"""The states that enter the feed-forward blocks: what router rows read.
+"""The states that enter the feed-forward blocks: what token rows read.
 
 Legend: B window, T position, P chosen position of a window, N chosen position of all, D width.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
 from moiety.data import PackedText
-from moiety.model import Borders, running_mean
 from moiety.train.judge import evaluating
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -33,7 +32,7 @@ class Gathered:
     """States of a text, float32 on the CPU."""
 
     states: dict[str, Tensor]
-    """``layers.N.token``, and ``layers.N.context``: its mean over the document so far; [N, D]."""
+    """``layers.N.token``, ``[N, D]``."""
     windows_N: Tensor
     """The number of the window each comes from."""
 
@@ -45,12 +44,12 @@ def gather_states(
     per_window: int,
     *,
     seed: int = 0,
-    before: Callable[[Tensor], object] | None = None,
+    before: Callable[[Tensor, Tensor], object] | None = None,
     precision: AbstractContextManager[Any] | None = None,
 ) -> Gathered:
     """States at ``per_window`` real positions of ``num_windows`` windows; with one seed, the same.
 
-    ``before`` is told the documents of each batch of windows, ``[B, T]``. Where a window holds
+    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``. Where a window holds
     fewer real positions there are fewer states.
     """
     dice = np.random.default_rng(seed)
@@ -62,13 +61,15 @@ def gather_states(
         for at in range(0, len(windows), size):
             now = windows[at : at + size]
             batch = text.windows(now)
-            documents_BT = torch.from_numpy(batch.documents[:, :-1].copy()).to(backbone.device)
+            tokens_BT, documents_BT = (
+                torch.from_numpy(part[:, :-1].copy()).to(backbone.device)
+                for part in (batch.tokens, batch.documents)
+            )
             if before is not None:
-                before(documents_BT)
+                before(tokens_BT, documents_BT)
             places_BP, kept_BP = _draw(batch.documents[:, :-1] >= 0, per_window, dice)
             numbers.append(torch.from_numpy(now)[:, None].expand_as(kept_BP)[kept_BP])
-            chosen = _Chosen(Borders.from_documents(documents_BT), places_BP, kept_BP, parts)
-            chosen.watch(backbone, torch.from_numpy(batch.tokens[:, :-1].copy()))
+            _Chosen(places_BP, kept_BP, parts).watch(backbone, tokens_BT)
     # Joined out here, or they would be inference tensors, which cannot be trained on.
     states = {name: torch.cat(parts.pop(name)) for name in sorted(parts)}
     return Gathered(states, torch.cat(numbers))
@@ -87,15 +88,9 @@ class _Chosen:
     """Keeps the states of one batch at its chosen positions."""
 
     def __init__(
-        self,
-        borders: Borders,
-        places_BP: Tensor,
-        kept_BP: Tensor,
-        parts: dict[str, list[Tensor]],
+        self, places_BP: Tensor, kept_BP: Tensor, parts: dict[str, list[Tensor]]
     ) -> None:
-        device = borders.real_BT.device
-        self.borders, self.parts = borders, parts
-        self.places_BP, self.kept_BP = places_BP.to(device), kept_BP.to(device)
+        self.places_BP, self.kept_BP, self.parts = places_BP, kept_BP, parts
 
     def watch(self, backbone: Olmo2ForCausalLM, tokens_BT: Tensor) -> None:
         hooks = [
@@ -103,7 +98,7 @@ class _Chosen:
             for number, layer in enumerate(backbone.model.layers)
         ]
         try:
-            backbone.model(input_ids=tokens_BT.to(backbone.device), use_cache=False)
+            backbone.model(input_ids=tokens_BT, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -111,10 +106,9 @@ class _Chosen:
     def _keeper(self, number: int) -> Any:
         def keep(_module: Any, inputs: tuple[Tensor, ...]) -> None:
             hidden_BTD = inputs[0].float()
-            mean_BTD = running_mean(hidden_BTD, self.borders)
-            for kind, states_BTD in (("token", hidden_BTD), ("context", mean_BTD)):
-                places_BPD = self.places_BP[:, :, None].expand(-1, -1, states_BTD.shape[2])
-                kept_ND = states_BTD.gather(1, places_BPD)[self.kept_BP]
-                self.parts.setdefault(f"layers.{number}.{kind}", []).append(kept_ND.cpu())
+            places_BPD = self.places_BP[:, :, None].expand(-1, -1, hidden_BTD.shape[2])
+            kept_ND = hidden_BTD.gather(1, places_BPD.to(hidden_BTD.device))
+            kept_ND = kept_ND[self.kept_BP.to(hidden_BTD.device)]
+            self.parts.setdefault(f"layers.{number}.token", []).append(kept_ND.cpu())
 
         return keep

@@ -41,17 +41,24 @@ def prepare_texts(
     skipped: Skipped,
 ) -> Texts:
     """Tokenises what is not there yet; a resumed run finds everything in place."""
-    if not (folder / "public").exists():
-        public = sample_sources(anchor)
-        _pack(anchor, public, None, config, folder / "public", Skipped())
-    if not (folder / "own").exists():
-        _pack(anchor, own, heldout, config, folder / "own", skipped)
-    return Texts(
-        PackedText.open(folder / "own" / "train"),
-        PackedText.open(folder / "own" / "heldout"),
-        PackedText.open(folder / "public" / "train"),
-        PackedText.open(folder / "public" / "heldout"),
-    )
+    public = sample_sources(anchor)
+    public_parts = prepare_text(anchor, public, None, config, folder / "public", Skipped())
+    own_parts = prepare_text(anchor, own, heldout, config, folder / "own", skipped)
+    return Texts(*own_parts, *public_parts)
+
+
+def prepare_text(
+    anchor: Path,
+    sources: Sources,
+    heldout: Sources | None,
+    config: TrainConfig,
+    folder: Path,
+    skipped: Skipped,
+) -> tuple[PackedText, PackedText]:
+    """One text, tokenised unless it is there: to train on, and to be judged on."""
+    if not folder.exists():
+        _pack(anchor, sources, heldout, config, folder, skipped)
+    return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
 
 
 def _pack(

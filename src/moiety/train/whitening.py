@@ -1,4 +1,4 @@
-"""Coordinates for router rows in which public text is centred and equally wide in all directions.
+"""Coordinates for token rows in which public text is equally wide in all directions.
 
 Legend: N state of public text, D width, K direction that was seen.
 
@@ -23,43 +23,34 @@ states of a wide model do not know the narrow directions, and those must not be 
 
 
 class Whitening(nn.Module):
-    """``x -> W (x - centre)`` for the states of one layer; W is symmetric.
+    """``x -> W x`` for the states of one layer; W is symmetric.
 
-    ``centred`` false keeps the origin: for rows that have no bias to make up for a centre.
+    The origin stays where it is: a token row has no bias that could make up for a centre.
     """
 
-    centre_D: Tensor
     directions_DK: Tensor
     beyond_K: Tensor
     floor: Tensor
 
-    def __init__(self, states_ND: Tensor, *, centred: bool) -> None:
+    def __init__(self, states_ND: Tensor) -> None:
         super().__init__()
-        self.centred = centred
         states_ND = states_ND.detach().double()
-        centre_D = states_ND.mean(dim=0) * float(centred)
-        directions_DK, variance_K = _principal(states_ND - centre_D)
+        directions_DK, variance_K = _principal(states_ND)
         least = SHRINKAGE * variance_K.sum() / states_ND.shape[1]
         floor = least.rsqrt()
         # W is the floor everywhere, and in the directions that were seen what is beyond it.
         beyond_K = (variance_K + least).rsqrt() - floor
-        tensors = {"centre_D": centre_D, "directions_DK": directions_DK, "beyond_K": beyond_K}
+        tensors = {"directions_DK": directions_DK, "beyond_K": beyond_K}
         for name, tensor in (tensors | {"floor": floor}).items():
             self.register_buffer(name, tensor.float().contiguous(), persistent=False)
 
     def forward(self, states_ND: Tensor) -> Tensor:
         """The states in these coordinates, ``[N, D]``."""
-        return self._turned(states_ND - self.centre_D)
+        return self._turned(states_ND)
 
-    def fold(self, row: Tensor) -> Tensor:
-        """The row of raw states that answers like ``row`` does in these coordinates.
-
-        ``[D + 1]``, the bias last, where centred; ``[D]`` where not.
-        """
-        if not self.centred:
-            return self._turned(row)
-        row_D = self._turned(row[:-1])
-        return torch.cat([row_D, (row[-1] - self.centre_D @ row_D)[None]])
+    def fold(self, row_D: Tensor) -> Tensor:
+        """The row of raw states that answers like ``row_D`` does in these coordinates."""
+        return self._turned(row_D)
 
     def _turned(self, x_ND: Tensor) -> Tensor:
         seen_NK = self.beyond_K * (x_ND @ self.directions_DK)

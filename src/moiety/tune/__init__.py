@@ -1,4 +1,4 @@
-"""Router tuning, optional and labelled: owners name public text like theirs, rows train on it.
+"""Router tuning, optional and labelled: owners name public text like theirs, routing learns on it.
 
 ``choose_proxies`` runs at an owner's home, ``tune_router`` at the coordinator's.
 """

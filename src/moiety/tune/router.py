@@ -1,4 +1,4 @@
-"""At the coordinator: a strict release, its owners' proxies, and a release with tuned rows."""
+"""At the coordinator: a strict release, its owners' proxies, and a release tuned on them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moiety.bundle import orders
 from moiety.data import Sources
 from moiety.errors import ConfigError, PolicyError, StateError
-from moiety.family import OLMO2
 from moiety.files import canonical_json, parse_json, read_limited, write_atomic
 from moiety.merge import load_release, open_release, tuned
-from moiety.train import TrainConfig, jobs, resolve_config
-from moiety.tune.rows import tune_rows
+from moiety.train import TrainConfig, jobs
+from moiety.tune.rows import TunableRows, TunableTables, held_arrays, tune
 from moiety.tune.sample import open_sample
 from moiety.tune.texts import TuningTexts, check_exist, pack_texts
 
 DEFAULT_STEPS = 200
 _DEFAULTS = ("optim.learning_rate=0.01", "budget.judge_every=25")
-"""A step moves a row by at most a hundredth of its size."""
+"""A step moves a row, and the offset of a table, by at most a hundredth of its size."""
 
 _START = "start.json"
 
@@ -42,7 +39,10 @@ class RouterPlan:
 
 @dataclass(frozen=True)
 class TunedRouter:
-    """What was written. ``heldout`` has, for each kind of row, bits per byte before and after."""
+    """What was written.
+
+    ``heldout`` has bits per byte before and after, of ``evidence`` and of ``token``.
+    """
 
     out: Path
     digest_before: str
@@ -54,12 +54,12 @@ class TunedRouter:
 
 
 def tuning_config(assignments: Sequence[str] = ()) -> TrainConfig:
-    """Settings for tuning: the trainer's, with a learning rate in units of a row's size."""
-    return resolve_config(TrainConfig(), None, [*_DEFAULTS, *assignments])
+    """Settings for tuning: the trainer's, with a learning rate in units of what is tuned."""
+    return TrainConfig().resolve(None, [*_DEFAULTS, *assignments])
 
 
 def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) -> TunedRouter:
-    """Trains the router rows of a release on its owners' proxies and public text.
+    """Trains tables and token rows of a release on its owners' proxies and public text.
 
     Unfinished work lies in ``OUT.tuning`` and is removed at the end.
 
@@ -76,16 +76,11 @@ def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) 
     with jobs.resumable():
         _check_start(work, {"release": digest, "proxies": digests}, resume)
         texts = pack_texts(plan.anchor, sample, papers, plan.config, work / "text")
-        rows, heldout = _train(plan, texts, work, resume, quiet)
+        rows, heldout, flags = _train(plan, texts, work, resume, quiet)
         done = tuned.write_tuned(
             plan.release, plan.out, rows, list(proxies.values()), steps=plan.steps
         )
     shutil.rmtree(work, ignore_errors=True)
-    flags = [
-        f"{kind} rows: nothing was won, they are as they were"
-        for kind, (before, after) in heldout.items()
-        if before == after
-    ]
     flags += [f"{owner}'s proxies are not signed" for owner, one in proxies.items() if not one.key]
     return TunedRouter(
         plan.out, done.digest_before, done.digest, done.names, plan.steps, heldout, flags
@@ -115,24 +110,23 @@ def _open(plan: RouterPlan) -> tuple[str, dict[str, orders.VerifiedProxies], Sou
 
 def _train(
     plan: RouterPlan, texts: TuningTexts, work: Path, resume: bool, quiet: bool
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+) -> tuple[dict[str, Any], dict[str, tuple[float, float]], list[str]]:
     config = plan.config
     device = jobs.resolve_compute(config.compute, plan.steps).device
     mixture = load_release(plan.release, device=device)
     frozen = jobs.frozen_digest(mixture.backbone)
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
     heldout: dict[str, tuple[float, float]] = {}
-    for kind in ("context", "token"):
-        rows, before, after = tune_rows(
-            mixture, kind, texts, config, plan.steps, work / kind, resume=resume, quiet=quiet
+    flags = []
+    for tunable in (TunableTables(mixture), TunableRows(mixture)):
+        folder = work / tunable.kind
+        before, after = heldout[tunable.kind] = tune(
+            mixture, tunable, texts, config, plan.steps, folder, resume=resume, quiet=quiet
         )
-        arrays |= rows.arrays()
-        heldout[kind] = before, after
+        if before == after:
+            flags.append(f"{tunable.title}: nothing was won, they are as they were")
     if jobs.frozen_digest(mixture.backbone) != frozen:
         raise StateError("a frozen tensor changed while rows were tuned", where=plan.release)
-    for number in range(len(mixture.backbone.model.layers)):
-        arrays[OLMO2.gate(number)] = arrays.pop(f"layers.{number}.token")
-    return arrays, heldout
+    return held_arrays(mixture), heldout, flags
 
 
 def _check_start(work: Path, facts: dict[str, Any], resume: bool) -> None:

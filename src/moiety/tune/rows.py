@@ -1,73 +1,122 @@
-"""The one thing that is tuned: rows of one kind in every layer, all but the anchor's.
+"""What is tuned: each owner's table of evidence, or each owner's token rows; never the anchor's.
 
-Legend: B window, T position, S slot, W numbers of a row.
+Legend: B window, T position, S slot, O owner (a slot but the anchor's), V vocabulary, D width.
 
-Everything else of the mixture is frozen, and the anchor's row stays zero: the others are measured
-against it. A row is trained as its own row plus a correction that begins at zero, in units of the
-size of the layer's rows, so that one learning rate fits all layers and both kinds, and so that
-``optim.weight_decay`` pulls towards the rows of the bundles.
+Everything else of the mixture is frozen, and the anchor's table and rows stay zero: the others are
+measured against them. What is trained are corrections that begin at zero, in units of the size of
+what they correct, so that one learning rate fits both kinds, all layers and any anchor, and so that
+``optim.weight_decay`` pulls towards the tables and rows of the bundles.
+
+A row gets a correction of each of its numbers. A table gets two numbers, a scale and an offset: it
+was counted on more of its owner's text than proxies are, so its shape is right. What may be wrong
+is how much a text of many tokens says, since they repeat each other, and from where on it speaks
+for the owner.
+
+Source: a logit scaled and moved to fit, Platt 1999 (Probabilistic outputs for support vector
+machines).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moiety.data import DocumentNats, PackedText
+from moiety.family import ENTRY_MAX, EVIDENCE_TABLE, OLMO2
 from moiety.model import Borders, Mixture, training_loss
 from moiety.train import TrainConfig, jobs
 from moiety.tune.texts import PUBLIC, StepWindows, TuningTexts
 
 
-class TunableRows:
-    """The rows of one kind (``context`` or ``token``), with a trainable correction."""
+class TunableTables:
+    """The tables of evidence, each owner's with a trainable scale and offset.
 
-    def __init__(self, mixture: Mixture, kind: str) -> None:
-        self.kind = kind
-        self.layers = [layer.mlp for layer in mixture.backbone.model.layers]
-        self.own = [getattr(layer, f"{kind}_rows").detach().clone() for layer in self.layers]
-        self.sizes = [float(rows_SW[1:].square().mean().sqrt()) or 1.0 for rows_SW in self.own]
+    ``corrections``: ``evidence.scale`` (its logarithm) and ``evidence.offset``, both ``[O]``.
+    """
+
+    kind, title = "evidence", "tables of evidence"
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.routing = mixture.routing
+        self.own_SV = self.routing.table_SV.detach().clone()
+        self.sizes_O = _sizes(self.own_SV[1:], dim=1)
         self.corrections = {
-            f"layers.{number}.{kind}": nn.Parameter(torch.zeros_like(rows_SW[1:]))
-            for number, rows_SW in enumerate(self.own)
+            f"evidence.{name}": nn.Parameter(torch.zeros_like(self.sizes_O))
+            for name in ("scale", "offset")
+        }
+
+    def place(self) -> None:
+        """Puts the corrected tables into the mixture, with a way back for the gradient."""
+        scale_O, offset_O = self.corrections.values()
+        table_OV = self.own_SV[1:] * scale_O.exp()[:, None] + (self.sizes_O * offset_O)[:, None]
+        bounded_OV = table_OV.clamp(-ENTRY_MAX, ENTRY_MAX)
+        self.routing.table_SV = torch.cat([self.own_SV[:1], bounded_OV])
+
+    def put_back(self) -> None:
+        """The tables of the bundles, exactly."""
+        self.routing.table_SV = self.own_SV
+
+
+class TunableRows:
+    """The token rows of each layer, with a trainable correction of every number.
+
+    ``corrections``: ``layers.N.token``, ``[O, D]``.
+    """
+
+    kind, title = "token", "token rows"
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.layers = [layer.mlp for layer in mixture.backbone.model.layers]
+        self.own = [layer.token_rows.detach().clone() for layer in self.layers]
+        self.corrections = {
+            f"layers.{number}.token": nn.Parameter(torch.zeros_like(rows_SD[1:]))
+            for number, rows_SD in enumerate(self.own)
         }
 
     def place(self) -> None:
         """Puts the corrected rows into the mixture, with a way back for the gradient."""
-        for layer, rows_SW in zip(self.layers, self.corrected(), strict=True):
-            setattr(layer, f"{self.kind}_rows", rows_SW)
+        changes = self.corrections.values()
+        for layer, rows_SD, change_OD in zip(self.layers, self.own, changes, strict=True):
+            size = _sizes(rows_SD[1:].flatten(), dim=0)
+            layer.token_rows = torch.cat([rows_SD[:1], rows_SD[1:] + size * change_OD])
 
-    def corrected(self) -> Iterator[Tensor]:
-        """The rows of each layer, ``[S, W]``."""
-        corrections = self.corrections.values()
-        for rows_SW, size, change_SW in zip(self.own, self.sizes, corrections, strict=True):
-            yield torch.cat([rows_SW[:1], rows_SW[1:] + size * change_SW])
+    def put_back(self) -> None:
+        """The rows of the bundles, exactly."""
+        for layer, rows_SD in zip(self.layers, self.own, strict=True):
+            layer.token_rows = rows_SD
 
-    def forget(self) -> None:
-        """Back to the rows of the bundles, exactly."""
-        with torch.no_grad():
-            for change_SW in self.corrections.values():
-                change_SW.zero_()
 
-    def arrays(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        """The rows of each layer in float32, by the name of their correction."""
-        rows = [rows_SW.detach().float().cpu().numpy() for rows_SW in self.corrected()]
-        return dict(zip(self.corrections, rows, strict=True))
+Tunable = TunableTables | TunableRows
+
+
+def _sizes(rows: Tensor, dim: int) -> Tensor:
+    """Root mean square; one where there is nothing but zeros, which must be able to grow."""
+    sizes = rows.square().mean(dim=dim).sqrt()
+    return torch.where(sizes > 0, sizes, 1.0)
+
+
+def held_arrays(mixture: Mixture) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Tables and rows as the mixture holds them now, in float32, by their names in a release."""
+    held = {EVIDENCE_TABLE: mixture.routing.table_SV}
+    for number, layer in enumerate(mixture.backbone.model.layers):
+        held[OLMO2.gate(number)] = layer.mlp.token_rows
+    return {name: rows.detach().float().cpu().numpy() for name, rows in held.items()}
 
 
 def tuning_job(
-    mixture: Mixture, rows: TunableRows, texts: TuningTexts, config: TrainConfig, steps: int
+    mixture: Mixture, tunable: Tunable, texts: TuningTexts, config: TrainConfig, steps: int
 ) -> jobs.Job:
-    """The language-model loss of the whole mixture, as it routes by rows of this kind."""
+    """The language-model loss of the whole mixture, as it routes now."""
     windows = StepWindows(texts.train, config)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in windows.passes(step, mixture.backbone.device):
-            rows.place()
+            tunable.place()
             borders = Borders.from_documents(batch.documents_BT)
             with mixture.routing.documents(borders):
                 loss = training_loss(mixture.backbone, batch.inputs_BT, batch.targets_BT)
@@ -75,12 +124,12 @@ def tuning_job(
 
     def judge() -> float:
         with torch.no_grad():
-            rows.place()
+            tunable.place()
         return heldout_bits(mixture, texts, config)
 
     return jobs.Job(
-        title=f"tuning {rows.kind} rows",
-        parameters=rows.corrections,
+        title=f"tuning {tunable.title}",
+        parameters=tunable.corrections,
         losses=losses,
         judge=judge,
         tokens_per_step=config.batch.windows * config.data.window_tokens,
@@ -99,17 +148,17 @@ def heldout_bits(mixture: Mixture, texts: TuningTexts, config: TrainConfig) -> f
 
 
 def _score(mixture: Mixture, text: PackedText, max_tokens: int) -> DocumentNats:
-    def score(windows: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        tokens_BT = torch.from_numpy(windows.tokens)  # type: ignore[attr-defined]
-        documents_BT = torch.from_numpy(windows.documents)  # type: ignore[attr-defined]
+    def score(windows: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        tokens_BT = torch.from_numpy(windows.tokens)
+        documents_BT = torch.from_numpy(windows.documents)
         return mixture.score(tokens_BT, documents_BT).float().cpu().numpy()
 
     return text.judge(score, max_tokens=max_tokens)
 
 
-def tune_rows(
+def tune(
     mixture: Mixture,
-    kind: str,
+    tunable: Tunable,
     texts: TuningTexts,
     config: TrainConfig,
     steps: int,
@@ -117,20 +166,18 @@ def tune_rows(
     *,
     resume: bool,
     quiet: bool,
-) -> tuple[TunableRows, float, float]:
-    """Trains rows of one kind; returns them, and held-out bits per byte before and after.
+) -> tuple[float, float]:
+    """Trains tables or rows in the mixture; returns held-out bits per byte before and after.
 
-    When nothing was won on held-out text the rows stay those of the bundles.
+    When nothing was won on held-out text they stay those of the bundles.
     """
-    rows = TunableRows(mixture, kind)
-    with mixture.routing.using(mixture.routing.slots, mode=kind):  # type: ignore[arg-type]
-        job = tuning_job(mixture, rows, texts, config, steps)
+    mode = "context" if tunable.kind == "evidence" else "token"
+    with mixture.routing.using(mixture.routing.slots, mode=mode):  # type: ignore[arg-type]
+        job = tuning_job(mixture, tunable, texts, config, steps)
         before = job.judge()
         jobs.Loop(job, config, folder, quiet=quiet).run(resume=resume)
         after = job.judge()
         if not after < before:
-            rows.forget()
+            tunable.put_back()
             after = before
-    with torch.no_grad():
-        rows.place()
-    return rows, before, after
+    return before, after
