@@ -27,6 +27,9 @@ from moiety.study.plan import check_texts
 Watcher = Callable[[str, int, int], None]
 """Is told what is under way, how many pieces are done, and how many there are."""
 
+LONG_SECONDS = 60.0
+"""After a piece that took longer its worker leaves: the memory it held is worth a new start."""
+
 _LOG_TAIL_BYTES = 4096
 
 
@@ -164,7 +167,7 @@ class _Crew:
             _note(self.study, {"piece": name, "seconds": round(time.monotonic() - worker.begun, 1)})
         else:
             self.failed[name] = f"{name}: {_last_line(self.study.log(name))}"
-        if answer and worker.lasting:
+        if answer and worker.lasting and time.monotonic() - worker.begun < LONG_SECONDS:
             self.idle.append(worker)
         else:
             worker.leave()

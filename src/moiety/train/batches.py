@@ -33,23 +33,17 @@ class Batch:
     """Weight of each position in the rows' loss: half for own text, half for public, in a step."""
     by_token_B: Tensor
     """Whether the window is routed by the token rows."""
-    crowd_B: Tensor
-    """What other owners' experts take from its logits: log(1 + m), m times the anchor's weight."""
     weight: float
     """Share of the step's targets that this micro-batch holds."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Windows of each kind in one step; ``token`` is the share of either that token rows route.
-
-    ``crowd`` is the share of the own ones in which other owners' experts are imagined.
-    """
+    """Windows of each kind in one step; ``token`` is the share of either that token rows route."""
 
     own: int
     public: int = 0
     token: float = 0.0
-    crowd: float = 0.0
 
 
 class StepBatches:
@@ -63,7 +57,6 @@ class StepBatches:
         seed: int,
     ) -> None:
         self.own, self.public, self.shares = own, public, shares
-        self.seed = seed
         self._own_sampler = own.sampler(seed)
         self._public_sampler = public.sampler(seed + 1) if public else None
 
@@ -75,7 +68,6 @@ class StepBatches:
         balance = _balance(documents[:, :-1] >= 0, own)
         counts = self.shares.own, self.shares.public
         by_token = np.concatenate([_every(self.shares.token, step, count) for count in counts])
-        crowd = np.where(by_token, self._crowd(step, own), np.float32(0))
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
@@ -86,15 +78,8 @@ class StepBatches:
                 torch.from_numpy(own[part]).to(device),
                 torch.from_numpy(balance[part]).to(device),
                 torch.from_numpy(by_token[part]).to(device),
-                torch.from_numpy(crowd[part]).to(device),
                 float((targets[part] >= 0).sum()) / total,
             )
-
-    def _crowd(self, step: int, own_B: Weights) -> Weights:
-        dice = np.random.default_rng([self.seed, step])
-        crowded_B = (dice.random(len(own_B)) < self.shares.crowd) & (own_B == 1)
-        mass_B = np.exp(dice.normal(0.5, 1.0, len(own_B)))
-        return np.where(crowded_B, np.log1p(mass_B), 0.0).astype(np.float32)
 
     def _windows(self, step: int) -> tuple[Longs, Longs, np.ndarray[Any, Any]]:
         count = self.shares.own

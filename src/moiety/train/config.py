@@ -80,9 +80,7 @@ class PairConfig(Section):
     row_weight: float = Field(0.1, ge=0)
     """Weight of the rows' own cross-entropy beside the language-model loss; 0: no fit either."""
     token_share: float = Field(0.25, ge=0, le=1)
-    """Share of the windows that are routed by the token rows; the others by the context rows."""
-    crowd_share: float = Field(0.0, ge=0, le=1)
-    """Share of own windows trained as if other owners' experts took some of the weight."""
+    """Share of the windows that are routed by the token rows; the others by evidence."""
 
 
 class ComputeConfig(Section):

@@ -134,13 +134,13 @@ def expert_job(
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
     own_windows = windows - public_windows
-    shares = Shares(own_windows, public_windows, config.pair.token_share, config.pair.crowd_share)
+    shares = Shares(own_windows, public_windows, config.pair.token_share)
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            pair.expect(batch.inputs_BT, batch.documents_BT, batch.by_token_B, batch.crowd_B)
+            pair.expect(batch.inputs_BT, batch.documents_BT, batch.by_token_B)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
             rows = pair.row_loss(batch.own_B, batch.balance_BT)

@@ -34,8 +34,6 @@ from moiety.model import Borders, evidence
 from moiety.train.whitening import Whitening
 
 
-import os
-TAUGHT=os.environ.get("MOIETY_T5")=="1"
 class FullExpert(nn.Module):
     """A trainable copy of the anchor's block, in float32."""
 
@@ -103,22 +101,20 @@ class PairRouting:
     """How the pair routes until it is told otherwise. One object, shared by its layers.
 
     ``evidence_BT``: logits of the owner's evidence. ``by_token_B``: which windows the token rows
-    route instead; None: none. ``crowd_B``: what is taken from the logits of each window, log(1 + m)
-    where other owners' experts hold m times the anchor's weight. While ``alone`` is set only the
-    anchor's block runs.
+    route instead; None: none. While ``alone`` is set only the anchor's block runs.
     """
 
     evidence_BT: Tensor | None = None
     by_token_B: Tensor | None = None
-    crowd_B: Tensor | None = None
     alone: bool = False
 
 
 class PairLayer(nn.Module):
     """Stands in for a decoder layer's ``mlp`` while an expert is trained.
 
-    After a forward pass ``token_BT`` holds the logits of the token row, for the rows' own loss.
-    ``token_row`` [D] is in whitened coordinates.
+    After a forward pass ``token_BT`` holds the logits of the token row, for the rows' own loss,
+    which does not reach the hidden states: it trains rows only. ``token_row`` [D] is in whitened
+    coordinates.
     """
 
     added_token: Tensor
@@ -142,12 +138,13 @@ class PairLayer(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """The pair's mixed output, ``[B, T, D]``."""
-        routing, hidden = self.routing, hidden_BTD.float()
+        hidden = hidden_BTD.float()
         # A whitened row is a small difference of large products: bf16 would lose it.
         with torch.autocast(hidden.device.type, enabled=False):
-            self.token_BT = (hidden if TAUGHT else hidden.detach()) @ self.folded_token_row()
-            share_BT = self._logits().sigmoid()
-        if routing.alone:
+            token = self.folded_token_row()
+            self.token_BT = hidden.detach() @ token
+            share_BT = self._logits(hidden, token).sigmoid()
+        if self.routing.alone:
             public_alone_BTD: Tensor = self.anchor(hidden_BTD)
             return public_alone_BTD
         public_BTD, own_BTD = self.expert(hidden_BTD, self.anchor)
@@ -156,15 +153,12 @@ class PairLayer(nn.Module):
         )
         return mixed_BTD
 
-    def _logits(self) -> Tensor:
+    def _logits(self, hidden_BTD: Tensor, token: Tensor) -> Tensor:
         routing = self.routing
         assert routing.evidence_BT is not None, "the pair was not told what to expect"
-        logits_BT = routing.evidence_BT
-        if routing.by_token_B is not None:
-            logits_BT = torch.where(routing.by_token_B[:, None], self.token_BT, logits_BT)
-        if routing.crowd_B is not None:
-            logits_BT = logits_BT - routing.crowd_B[:, None]
-        return logits_BT
+        if routing.by_token_B is None:
+            return routing.evidence_BT
+        return torch.where(routing.by_token_B[:, None], hidden_BTD @ token, routing.evidence_BT)
 
     def folded_token_row(self) -> Tensor:
         """The token row for raw states, ``[D]``."""
@@ -212,22 +206,16 @@ class Pair:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def expect(
-        self,
-        tokens_BT: Tensor,
-        documents_BT: Tensor,
-        by_token_B: Tensor | None = None,
-        crowd_B: Tensor | None = None,
+        self, tokens_BT: Tensor, documents_BT: Tensor, by_token_B: Tensor | None = None
     ) -> None:
-        """What the windows of the coming passes hold, and how each of them is routed.
+        """What the windows of the coming passes hold, and which of them the token rows route.
 
-        ``documents_BT`` is the document of each position, -1 for padding; the others are told at
-        ``PairRouting``.
+        ``documents_BT`` is the document of each position, -1 for padding.
         """
         borders = Borders.from_documents(documents_BT)
         scores_BT1 = self.table_V[tokens_BT][:, :, None]
         self.routing.evidence_BT = evidence(scores_BT1, borders)[:, :, 0]
         self.routing.by_token_B = by_token_B
-        self.routing.crowd_B = crowd_B
 
     @contextmanager
     def alone(self) -> Iterator[None]:

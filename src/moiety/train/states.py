@@ -49,8 +49,8 @@ def gather_states(
 ) -> Gathered:
     """States at ``per_window`` real positions of ``num_windows`` windows; with one seed, the same.
 
-    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``. Where a window holds
-    fewer real positions there are fewer states.
+    ``before`` is told tokens and documents of each batch of windows, both ``[B, T]``. Where a
+    window holds fewer real positions there are fewer states.
     """
     dice = np.random.default_rng(seed)
     windows = dice.permutation(text.num_windows)[:num_windows]
@@ -87,9 +87,7 @@ def _draw(real_BT: Mask, count: int, dice: np.random.Generator) -> tuple[Tensor,
 class _Chosen:
     """Keeps the states of one batch at its chosen positions."""
 
-    def __init__(
-        self, places_BP: Tensor, kept_BP: Tensor, parts: dict[str, list[Tensor]]
-    ) -> None:
+    def __init__(self, places_BP: Tensor, kept_BP: Tensor, parts: dict[str, list[Tensor]]) -> None:
         self.places_BP, self.kept_BP, self.parts = places_BP, kept_BP, parts
 
     def watch(self, backbone: Olmo2ForCausalLM, tokens_BT: Tensor) -> None:
