@@ -61,7 +61,7 @@ def test_a_null_tuning_is_not_the_one_spelling(tuned_world: TunedWorld) -> None:
         lambda tuning: tuning["proxies"].update(anchor=tuning["proxies"]["victim"]),
         lambda tuning: tuning["rows"].pop(),
         lambda tuning: tuning["rows"][1]["token"].pop(),
-        lambda tuning: tuning["rows"][1].pop("context"),
+        lambda tuning: tuning["rows"][1].pop("evidence"),
         lambda tuning: tuning.pop("rows"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A tuned release whose kept rows are not the owners' own, so that nobody could go back."""
+"""A tuned release whose kept tables or rows are not the owners' own, so that nobody could go back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from moiety.errors import IntegrityError, TrustError
 from moiety.files import digest_bytes
 from moiety.merge import open_release, tuned
 
-CONTEXT, ROUTER = "untuned/context.safetensors", "untuned/router.safetensors"
+EVIDENCE, ROUTER = "untuned/evidence.safetensors", "untuned/router.safetensors"
 
 
-def digests(rows: dict[str, np.ndarray[Any, Any]], slot: int) -> list[str]:
-    """As a roster tells them, in the order of the layers."""
-    return [digest_bytes(rows[name][slot].tobytes()) for name in sorted(rows)]
+def digests(rows: dict[str, np.ndarray[Any, Any]], slot: int) -> str | list[str]:
+    """As a roster tells them: a table's, or the token rows' in the order of the layers."""
+    found = [digest_bytes(rows[name][slot].tobytes()) for name in sorted(rows)]
+    return found[0] if "evidence" in rows else found
 
 
-@pytest.mark.parametrize(("name", "kind"), [(CONTEXT, "context"), (ROUTER, "token")])
+@pytest.mark.parametrize(("name", "kind"), [(EVIDENCE, "evidence"), (ROUTER, "token")])
 @pytest.mark.parametrize("fitting", [False, True], ids=["digests left", "digests made to fit"])
 def test_other_rows_are_refused(
     tuned_world: TunedWorld, name: str, kind: str, fitting: bool
@@ -40,7 +41,7 @@ def test_other_rows_are_refused(
         open_release(tuned_world.tuned)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(CONTEXT, "context"), (ROUTER, "token")])
+@pytest.mark.parametrize(("name", "kind"), [(EVIDENCE, "evidence"), (ROUTER, "token")])
 def test_two_owners_rows_exchanged_are_refused(
     tuned_world: TunedWorld, name: str, kind: str
 ) -> None:
@@ -58,7 +59,7 @@ def test_two_owners_rows_exchanged_are_refused(
         open_release(tuned_world.tuned)
 
 
-@pytest.mark.parametrize("name", [CONTEXT, ROUTER])
+@pytest.mark.parametrize("name", [EVIDENCE, ROUTER])
 def test_missing_rows_are_refused(tuned_world: TunedWorld, name: str) -> None:
     (tuned_world.tuned / name).unlink()
     for act in (open_release, lambda folder: tuned.untune(folder, folder.parent / "back")):

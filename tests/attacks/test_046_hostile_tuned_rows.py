@@ -1,4 +1,4 @@
-"""Tuned rows that are no rows: they are the coordinator's, and no owner has signed them."""
+"""Tuned tables and rows that are none: they are the coordinator's, and no owner signed them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,48 @@ from moiety.errors import IntegrityError, PolicyError, StateError, TrustError
 from moiety.files import digest_bytes
 from moiety.merge import open_release, tuned
 
-KINDS = {"context": "context.safetensors", "token": "router.safetensors"}
+KINDS = {"evidence": "evidence.safetensors", "token": "router.safetensors"}
 
 
-def replace(world: TunedWorld, kind: str, change: Callable[[np.ndarray[Any, Any]], object]) -> None:
+def replace(
+    world: TunedWorld,
+    kind: str,
+    change: Callable[[np.ndarray[Any, Any]], object],
+    *,
+    layers: slice = slice(None),
+) -> None:
     """Other tuned rows, and a roster that fits them."""
     rows = read_arrays(world.tuned / KINDS[kind])
-    for row in rows.values():
-        change(row)
+    for name in sorted(rows)[layers]:
+        change(rows[name])
     write_arrays(world.tuned / KINDS[kind], rows)
 
     def fit(roster: dict[str, Any]) -> None:
         for slot, said in enumerate(roster["tuning"]["rows"]):
-            said[kind] = [digest_bytes(rows[name][slot].tobytes()) for name in sorted(rows)]
+            found = [digest_bytes(rows[name][slot].tobytes()) for name in sorted(rows)]
+            said[kind] = found[0] if kind == "evidence" else found
 
     seal(world.tuned, fit)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("layer", [0, -1])
 def test_a_row_that_is_no_number_is_refused(
-    tuned_world: TunedWorld, kind: str, value: float
+    tuned_world: TunedWorld, kind: str, value: float, layer: int
 ) -> None:
-    replace(tuned_world, kind, lambda row: row[1].fill(value))
+    layers = slice(layer, layer + 1 or None)
+    replace(tuned_world, kind, lambda row: row[1].fill(value), layers=layers)
     with pytest.raises(PolicyError, match="not finite"):
+        open_release(tuned_world.tuned)
+
+
+@pytest.mark.parametrize("entry", [4.001, -4.001, 1e30])
+def test_a_token_that_says_more_than_an_owner_may_is_refused(
+    tuned_world: TunedWorld, entry: float
+) -> None:
+    replace(tuned_world, "evidence", lambda table: table[2, 5:6].fill(entry))
+    with pytest.raises(PolicyError, match="nats of a token"):
         open_release(tuned_world.tuned)
 
 
@@ -71,18 +89,20 @@ def test_rows_of_another_shape_are_refused(tuned_world: TunedWorld, kind: str) -
         open_release(tuned_world.tuned)
 
 
-@pytest.mark.parametrize("fault", ["nan", "anchor", "shape"])
-def test_we_write_none_of_these(tuned_world: TunedWorld, fault: str) -> None:
+@pytest.mark.parametrize("name", ["evidence", "model.layers.1.mlp.gate.weight"])
+@pytest.mark.parametrize("fault", ["nan", "anchor", "shape", "loud"])
+def test_we_write_none_of_these(tuned_world: TunedWorld, fault: str, name: str) -> None:
     rows = noisy_rows(tuned_world.strict)
-    name = "layers.1.context"
     if fault == "nan":
         rows[name][1, 0] = np.nan
     elif fault == "anchor":
         rows[name][0, 0] = 1.0
+    elif fault == "loud":  # of a token row only infinity is too loud
+        rows[name][1, 0] = 4.001 if name == "evidence" else np.inf
     else:
         rows[name] = rows[name][:, 1:]
     folder = tuned_world.tuned.parent
     paper = write_proxies(tuned_world.anchor, "victim", folder / "p.json")
-    with pytest.raises(StateError, match="not rows"):
+    with pytest.raises(StateError, match="can be run with"):
         tuned.write_tuned(tuned_world.strict, folder / "new", rows, [paper], steps=1)
     assert not (folder / "new").exists()

@@ -1,5 +1,5 @@
-"""Law 11: tuning changes rows and nothing else, and whoever leaves, joins or goes back finds the
-strict release again, byte for byte, as if there had been no tuning."""
+"""Law 11: tuning changes tables and rows and nothing else, and whoever leaves, joins or goes back
+finds the strict release again, byte for byte, as if there had been no tuning."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_untuning_gives_the_release_that_was_tuned(
 
 @LAW
 @given(team=teams, dtype=dtypes, native=st.booleans(), top_k=top_ks)
-def test_tuning_changes_rows_and_what_is_said_of_them_and_no_more(
+def test_tuning_changes_tables_and_rows_and_what_is_said_of_them_and_no_more(
     worlds: dict[str, World], team: list[str], dtype: str, native: bool, top_k: int | None
 ) -> None:
     world = worlds[dtype]
@@ -106,7 +106,7 @@ def test_tuning_changes_rows_and_what_is_said_of_them_and_no_more(
         folder = Path(name)
         strict = merged(world, team, folder / "strict", top_k, native)
         before, after = tree(strict), tree(tuned_from(world, strict, team[0], folder / "tuned"))
-        rows = ("context.safetensors", "router.safetensors")
+        rows = ("evidence.safetensors", "router.safetensors")
         changed = {name for name in before if before[name] != after[name]}
         assert changed == {*rows, "README.md", "roster.json"}
         assert after.keys() - before.keys() == {f"untuned/{name}" for name in rows}
@@ -133,14 +133,16 @@ def test_whoever_joins_a_tuned_release_joins_the_strict_one(
     assert any("tuned" in flag for flag in done.flags)
 
 
-def test_a_receipt_names_both_rows_of_whoever_left(worlds: dict[str, World], place: Path) -> None:
+def test_a_receipt_names_both_tables_and_rows_of_whoever_left(
+    worlds: dict[str, World], place: Path
+) -> None:
     world = worlds["F32"]
     strict = merged(world, OWNERS, place / "strict", None, False)
     release = verify_release(tuned_from(world, strict, "cat", place / "tuned"))
     removed = removed_digests(release, release.expert("bob"))
     own, new = release.expert("bob").rows, release.roster.tuning.rows[2]
-    assert removed["layers.1.context.2"] == new.context[1]
-    assert removed["untuned.layers.1.context.2"] == own.context[1]
+    assert removed["evidence.2"] == new.evidence
+    assert removed["untuned.evidence.2"] == own.evidence
     assert removed["model.layers.0.mlp.gate.weight.2"] == new.token[0]
     assert removed["untuned.model.layers.0.mlp.gate.weight.2"] == own.token[0]
     assert len(set(removed.values())) == len(removed)

@@ -1,4 +1,4 @@
-"""Tuned releases made without any training: the owners' rows with some noise added."""
+"""Tuned releases made without any training: the owners' tables and rows with noise added."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from tests.makers import read_arrays
 
 from moiety.bundle import anchors, orders, papers
+from moiety.family import ENTRY_MAX
 from moiety.files import digest_bytes
 from moiety.merge import tuned
 
@@ -35,18 +36,19 @@ def write_proxies(
 
 
 def noisy_rows(release: Path, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """The rows of a release, all but the anchor's with noise."""
+    """Tables and rows of a release, all but the anchor's with noise."""
     rng = np.random.default_rng(seed)
-    rows = read_arrays(release / "context.safetensors") | read_arrays(
+    rows = read_arrays(release / "evidence.safetensors") | read_arrays(
         release / "router.safetensors"
     )
     for row in rows.values():
         row[1:] += rng.normal(size=row[1:].shape).astype(np.float32)
+    rows["evidence"] = rows["evidence"].clip(-ENTRY_MAX, ENTRY_MAX)
     return rows
 
 
 def tune(
     release: Path, out: Path, proxies: orders.VerifiedProxies, *, seed: int = 0
 ) -> tuned.TunedSummary:
-    """A tuned release with such rows."""
+    """A tuned release with such tables and rows."""
     return tuned.write_tuned(release, out, noisy_rows(release, seed), [proxies], steps=7)

@@ -1,20 +1,31 @@
-"""What is tuned: rows, all but the anchor's, by the true gradient, and nothing else."""
+"""What is tuned: tables and rows, all but the anchor's, by the true gradient, and nothing else."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from tests.tune.worlds import config
 
 from moiety.bundle import orders
+from moiety.family import EVIDENCE_TABLE
 from moiety.merge import load_release
 from moiety.model import Borders
 from moiety.train import jobs
-from moiety.tune.rows import TunableRows, heldout_bits, tune_rows, tuning_job
+from moiety.tune.rows import (
+    TunableRows,
+    TunableTables,
+    held_arrays,
+    heldout_bits,
+    tune,
+    tuning_job,
+)
 from moiety.tune.sample import open_sample
 from moiety.tune.texts import PUBLIC, StepWindows, pack_texts
 
-KINDS = ("context", "token")
+KINDS = {"evidence": TunableTables, "token": TunableRows}
+MODES = {"evidence": "context", "token": "token"}
 
 
 @pytest.fixture(scope="module")
@@ -48,77 +59,95 @@ def loss_by_hand(mixture, batch):
 def test_the_gradient_is_that_of_the_mixtures_loss(mixture, texts, kind):
     """Against differences of a loss computed by hand; top-k is all, or the loss has steps."""
     mixture.routing.top_k = 3
-    rows = TunableRows(mixture, kind)
-    with mixture.routing.using(mixture.routing.slots, mode=kind):
-        job = tuning_job(mixture, rows, texts, config(), 1)
+    tunable = KINDS[kind](mixture)
+    with mixture.routing.using(mixture.routing.slots, mode=MODES[kind]):
+        job = tuning_job(mixture, tunable, texts, config(), 1)
         (loss,) = job.losses(0)
         loss.backward()
         (batch,) = StepWindows(texts.train, config()).passes(0, torch.device("cpu"))
         assert loss_by_hand(mixture, batch).item() == pytest.approx(loss.item(), rel=1e-5)
-        for name in (f"layers.0.{kind}", f"layers.1.{kind}"):
-            change = rows.corrections[name]
-            for place in ((0, 3), (1, 0), (1, change.shape[1] - 1)):
+        for change in tunable.corrections.values():
+            for place in (0, 3), (1, 0), (1, -1):
+                at = place[: change.dim()]
                 ends = []
                 for sign in (1, -1):
                     with torch.no_grad():
-                        change[place] = sign * 1e-2
-                        rows.place()
+                        change[at] = sign * 1e-2
+                        tunable.place()
                     ends.append(loss_by_hand(mixture, batch))
                     with torch.no_grad():
-                        change[place] = 0.0
+                        change[at] = 0.0
                 slope = float(ends[0] - ends[1]) / 2e-2
-                assert slope == pytest.approx(float(change.grad[place]), rel=0.02, abs=2e-5)
+                assert slope == pytest.approx(float(change.grad[at]), rel=0.02, abs=2e-5)
+                assert slope != 0
+
+
+def test_a_table_is_scaled_moved_and_bounded(tune_world):
+    """Entry by entry, in plain numbers."""
+    mixture = load_release(tune_world.release)
+    own = mixture.routing.table_SV.tolist()
+    tables = TunableTables(mixture)
+    scale, offset = (3.0, 0.5), (-2.0, 9.0)
+    with torch.no_grad():
+        tables.corrections["evidence.scale"].copy_(torch.tensor(scale).log())
+        tables.corrections["evidence.offset"].copy_(torch.tensor(offset))
+        tables.place()
+    found = mixture.routing.table_SV.tolist()
+    assert found[0] == own[0] == [0.0] * len(own[0])
+    bounded = 0
+    for owner, table in enumerate(own[1:]):
+        size = math.sqrt(sum(entry**2 for entry in table) / len(table))
+        for entry, tuned in zip(table, found[1 + owner], strict=True):
+            wanted = scale[owner] * entry + offset[owner] * size
+            bounded += abs(wanted) > 4
+            assert tuned == pytest.approx(max(-4.0, min(4.0, wanted)), rel=1e-5, abs=1e-6)
+    assert bounded > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_begins_at_the_rows_of_the_bundles_exactly(tune_world, kind):
+def test_it_begins_at_those_of_the_bundles_exactly(tune_world, kind):
     mixture = load_release(tune_world.release)
-    before = [getattr(layer.mlp, f"{kind}_rows").clone() for layer in mixture.backbone.model.layers]
-    rows = TunableRows(mixture, kind)
-    rows.place()
-    for layer, row in zip(mixture.backbone.model.layers, before, strict=True):
-        assert torch.equal(getattr(layer.mlp, f"{kind}_rows"), row)
-        assert not row[0].any()
+    before = held_arrays(mixture)
+    KINDS[kind](mixture).place()
+    for name, held in held_arrays(mixture).items():
+        assert (held == before[name]).all()
+        assert not held[0].any()
+    assert len(before) == 1 + len(mixture.backbone.model.layers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_rows_of_this_kind_change_and_never_the_anchors(tune_world, texts, tmp_path, kind):
+def test_only_this_kind_changes_and_never_the_anchors(tune_world, texts, tmp_path, kind):
     mixture = load_release(tune_world.release)
-    other = KINDS[1 - KINDS.index(kind)]
-    layers = mixture.backbone.model.layers
     frozen = jobs.frozen_digest(mixture.backbone)
-    others = [getattr(layer.mlp, f"{other}_rows").clone() for layer in layers]
-    rows, before, after = tune_rows(
-        mixture,
-        kind,
-        texts,
-        config("optim.learning_rate=0.05"),
-        12,
-        tmp_path,
-        resume=False,
-        quiet=True,
+    own = held_arrays(mixture)
+    settings = config("optim.learning_rate=0.05")
+    before, after = tune(
+        mixture, KINDS[kind](mixture), texts, settings, 12, tmp_path, resume=False, quiet=True
     )
     assert after < before
     assert jobs.frozen_digest(mixture.backbone) == frozen
     assert all(not parameter.requires_grad for parameter in mixture.backbone.parameters())
-    for number, layer in enumerate(layers):
-        assert torch.equal(getattr(layer.mlp, f"{other}_rows"), others[number])
-        tuned = rows.arrays()[f"layers.{number}.{kind}"]
-        assert not tuned[0].any()
-        assert (tuned[1:] != rows.own[number][1:].numpy()).any(axis=1).all()
-    with mixture.routing.using(mixture.routing.slots, mode=kind):
+    for name, tuned in held_arrays(mixture).items():
+        if (name == EVIDENCE_TABLE) == (kind == "evidence"):
+            assert not tuned[0].any()
+            assert (tuned[1:] != own[name][1:]).any(axis=1).all()
+        else:
+            assert (tuned == own[name]).all()
+    with mixture.routing.using(mixture.routing.slots, mode=MODES[kind]):
         assert heldout_bits(mixture, texts, config()) == pytest.approx(after, abs=1e-9)
 
 
-def test_where_nothing_is_won_the_rows_stay_as_they_were(tune_world, texts, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_is_won_all_stays_as_it_was(tune_world, texts, tmp_path, kind):
     mixture = load_release(tune_world.release)
+    own = held_arrays(mixture)
     timid = config("optim.learning_rate=1e-12")
-    rows, before, after = tune_rows(
-        mixture, "context", texts, timid, 3, tmp_path, resume=False, quiet=True
+    before, after = tune(
+        mixture, KINDS[kind](mixture), texts, timid, 3, tmp_path, resume=False, quiet=True
     )
     assert before == after
-    for number, own in enumerate(rows.own):
-        assert (rows.arrays()[f"layers.{number}.context"] == own.numpy()).all()
+    for name, held in held_arrays(mixture).items():
+        assert held.tobytes() == own[name].tobytes()
 
 
 def test_half_of_a_step_is_public_and_owners_come_in_turn(texts):
@@ -136,8 +165,9 @@ def test_half_of_a_step_is_public_and_owners_come_in_turn(texts):
 def test_a_step_in_parts_is_the_step(mixture, texts):
     losses = []
     for micro in (0, 1, 3):
-        rows = TunableRows(mixture, "context")
-        job = tuning_job(mixture, rows, texts, config(f"batch.micro_windows={micro}"), 1)
+        job = tuning_job(
+            mixture, TunableTables(mixture), texts, config(f"batch.micro_windows={micro}"), 1
+        )
         losses.append(sum(float(loss.detach()) for loss in job.losses(0)))
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
 
