@@ -1,4 +1,4 @@
-"""A tuned release whose kept tables or rows are not the owners' own, so that nobody could go back."""
+"""A tuned release whose kept tables or rows are not the owners', so that nobody could go back."""
 
 from __future__ import annotations
 
