@@ -51,6 +51,7 @@ LINES = {
         "native": False,
     },
     "merge ANCHOR a.expert --out DIR --top-k 2 --native": {"top_k": 2, "native": True},
+    "merge ANCHOR a.expert --out DIR --top-k auto": {"top_k": "auto"},
     "order withdraw a.expert --key KEY.pem --out ORDER.json": {"bundle": Path("a.expert")},
     "withdraw REL amy --order ORDER.json --out DIR": {"out": Path("DIR"), "in_place": False},
     "withdraw REL amy --order ORDER.json --in-place": {"out": None, "in_place": True},

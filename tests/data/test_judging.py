@@ -28,7 +28,10 @@ def cost_of_targets(windows: Windows) -> npt.NDArray[np.float32]:
 
 
 def cost_of_text(tokenizer: Tokenizer, text: str) -> float:
-    ids = [0, *tokenizer.encode(text, add_special_tokens=False).ids]
+    return cost_of_ids([0, *tokenizer.encode(text, add_special_tokens=False).ids])
+
+
+def cost_of_ids(ids: list[int]) -> float:
     return float(sum((a * 31 + b * 17) % 101 + 1 for a, b in pairwise(ids)))
 
 
@@ -52,7 +55,11 @@ def test_each_chosen_document_costs_what_its_text_costs(
 ) -> None:
     packed = pack(texts, tokenizer, tmp_path_factory.mktemp("judge") / "t", window_tokens)
     judged = packed.judge(
-        cost_of_targets, max_tokens=max_tokens, seed=seed, batch_windows=batch_windows
+        cost_of_targets,
+        max_tokens=max_tokens,
+        seed=seed,
+        batch_windows=batch_windows,
+        beginnings=(1, 3, 8),
     )
     chosen = [texts[index] for index in judged.documents]
     assert judged.nats.tolist() == [cost_of_text(tokenizer, text) for text in chosen]
@@ -60,6 +67,10 @@ def test_each_chosen_document_costs_what_its_text_costs(
     assert judged.tokens == packed.document_tokens[judged.documents].sum()
     assert len(chosen) == 1 or judged.tokens <= max_tokens
     assert judged.documents.tolist() == choose_documents(packed, max_tokens, seed).tolist()
+    for length, beginning in judged.beginnings.items():
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids[:length] for text in chosen]
+        assert beginning.tokens.tolist() == list(map(len, ids))
+        assert beginning.nats.tolist() == [cost_of_ids([0, *some]) for some in ids]
     bits = sum(cost_of_text(tokenizer, text) for text in chosen) / math.log(2)
     assert judged.bits_per_byte == pytest.approx(bits / sum(len(t.encode()) for t in chosen))
 

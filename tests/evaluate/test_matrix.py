@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests import tiny
 
-from moiety.evaluate import Question, evaluate, model_names
+from moiety.evaluate import Question, evaluate, matrix
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_cell_is_that_of_documents_scored_alone(tiny_world, texts, owners,
     sets = {"anchor": (), "all": owners}
     sets |= {f"anchor+{owner}": (owner,) for owner in owners}
     sets |= {f"all-{owner}": [other for other in owners if other != owner] for owner in owners}
-    assert set(found.models) == set(model_names(owners)) == set(sets)
+    assert set(found.models) == set(matrix.model_names(owners)) == set(sets)
     for model, chosen in sets.items():
         for name, written in documents.items():
             with mixture.only(*chosen):
@@ -54,3 +54,56 @@ def test_every_cell_is_that_of_documents_scored_alone(tiny_world, texts, owners,
     for name in documents:
         assert sum(found.routing[name].values()) == pytest.approx(1)
         assert list(found.routing[name]) == mixture.names
+
+
+def first_bits(mixture, texts, first):
+    """Bits per token of documents cut off after some tokens, each scored alone."""
+    nats = count = 0
+    for text in texts:
+        ids = torch.tensor([mixture.tokenizer(text)["input_ids"][: first + 1]])
+        scores = tiny.logits_of(mixture, ids).double().log_softmax(-1)
+        nats -= float(scores[:, :-1].gather(2, ids[:, 1:, None]).sum())
+        count += ids.shape[1] - 1
+    return nats / count / math.log(2), count
+
+
+@pytest.mark.parametrize("routing", ["context", "token"])
+@pytest.mark.parametrize("window_tokens", [100, 16])
+def test_the_first_tokens_are_those_of_documents_cut_off(
+    tiny_world, texts, routing, window_tokens, monkeypatch
+):
+    monkeypatch.setattr(matrix, "BEGINNINGS", (5, 12, 90))
+    folder, documents = texts
+    documents = {name: documents[name] for name in ("public", "amy")}
+    paths = {name: [str(folder / f"{name}.jsonl")] for name in documents}
+    release = tiny_world.release("amy", "bob")
+    found = evaluate(Question(release, paths, routing=routing, window_tokens=window_tokens))
+    mixture = tiny_world.load("amy", "bob", routing=routing)
+    sets = {"anchor": (), "anchor+amy": ("amy",), "all": ("amy", "bob"), "all-amy": ("bob",)}
+    assert [short.first_tokens for short in found.beginnings] == [5, 12, 90]
+    for short in found.beginnings:
+        if short.first_tokens > window_tokens:
+            continue  # what is beyond a window's end is scored with less before it
+        for model, chosen in sets.items():
+            for name, written in documents.items():
+                with mixture.only(*chosen):
+                    expected, count = first_bits(mixture, written, short.first_tokens)
+                assert short.bits_per_token[model][name] == pytest.approx(expected, rel=1e-4)
+                assert short.tokens[name] == count
+        check_gap(short)
+    whole = found.beginnings[-1]
+    for model, row in found.bits_per_byte.items():
+        for fact in found.texts:
+            bits = row[fact.name] * fact.bytes
+            assert whole.bits_per_token[model][fact.name] * fact.tokens == pytest.approx(bits)
+
+
+def check_gap(short):
+    bits = short.bits_per_token
+    anchor = (bits["anchor"]["public"] + bits["anchor"]["amy"]) / 2
+    right = (bits["anchor"]["public"] + bits["anchor+amy"]["amy"]) / 2
+    every = (bits["all"]["public"] + bits["all"]["amy"]) / 2
+    if right < anchor:
+        assert short.gap_closed == pytest.approx((anchor - every) / (anchor - right))
+    else:
+        assert short.gap_closed is None

@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from moiety.errors import StateError
-from moiety.evaluate import bootstrap, charts, report
+from moiety.evaluate import bootstrap, charts, report, tables
 from moiety.evaluate.bootstrap import TextScores
-from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
+from moiety.evaluate.routing import TokenShare
 
 OWNERS = ("hospital", "law-office", "software-house")
 
 
-def make(owners=OWNERS, *, seed=0, foreign="novels"):
+def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
     """An evaluation from simulated scores in which experts help on their own text."""
     generator = np.random.default_rng(seed)
     texts = ["public", *owners, foreign]
@@ -45,10 +46,57 @@ def make(owners=OWNERS, *, seed=0, foreign="novels"):
         ),
         models=tuple(models),
         routing={text: {k: float(v) for k, v in row.items()} for text, row in shares.items()},
+        **_routing(generator, shares, layers),
+        beginnings=tuple(_beginning(scores, models, n) for n in (32, 128)),
         command="moiety eval release --text public=public.jsonl --out report",
         seconds=83.4,
         versions={"moiety": "0.1.0", "torch": "2.13.0"},
         **asdict(measures),
+    )
+
+
+def _routing(generator, shares, layers):
+    """Detail that scatters round the shares; every token of the table has a space and a break."""
+    names = list(next(iter(shares.values())))
+    by_layer = {
+        text: np.clip(np.array(list(row.values())) + generator.normal(0, 0.05, (layers, 1)), 0, 1)
+        for text, row in shares.items()
+    }
+    return {
+        "routing_by_layer": {
+            text: {name: tuple(map(float, rows[:, n])) for n, name in enumerate(names)}
+            for text, rows in by_layer.items()
+        },
+        "used_together": {
+            text: {a: {b: float(min(row[a], row[b])) for b in names} for a in names}
+            for text, row in shares.items()
+        },
+        "tokens_taken": {
+            name: tuple(
+                TokenShare(
+                    token=f" {name[:3]}\n{chr(97 + n)}",
+                    times=1000 + n,
+                    share=0.9,
+                    excess=0.5 - n / 40,
+                )
+                for n in range(12)
+            )
+            for name in names
+        },
+    }
+
+
+def _beginning(scores, models, first):
+    """As if every document were ``first`` bytes shorter, and every byte a token."""
+    cut = {n: TextScores(one.nats, one.document_bytes - first) for n, one in scores.items()}
+    found = bootstrap.measure(models, cut, samples=200)
+    return ShortTexts(
+        first_tokens=first,
+        tokens={name: int(one.document_bytes.sum()) for name, one in cut.items()},
+        bits_per_token=found.bits_per_byte,
+        bits_per_token_interval=found.bits_per_byte_interval,
+        gap_closed=found.gap_closed,
+        gap_closed_interval=found.gap_closed_interval,
     )
 
 
@@ -91,12 +139,23 @@ def numbers(evaluation):
             yield f"{value:.3f} {low:.3f} to {high:.3f}"
             if model != "anchor":
                 yield f"{round(value - evaluation.bits_per_byte['anchor'][text], 3) + 0.0:+.3f}"
+    for short in evaluation.beginnings:
+        low, high = short.gap_closed_interval
+        shares = [f"{100 * share:.1f} %" for share in (short.gap_closed, low, high)]
+        yield f"first {short.first_tokens} tokens {shares[0]} {shares[1]} to {shares[2]}"
+        for model in evaluation.models:
+            for text in evaluation.text_names:
+                low, high = short.bits_per_token_interval[model][text]
+                yield f"{short.bits_per_token[model][text]:.3f} {low:.3f} to {high:.3f}"
     for owner, price in evaluation.removal.items():
         low, high = evaluation.removal_interval[owner]
         yield f"{owner} {price:+.3f} {low:+.3f} to {high:+.3f}"
     for text, row in evaluation.routing.items():
         shares = " ".join(f"{100 * row[name]:.1f} %" for name in evaluation.experts)
         yield f"{text} {shares}"
+    for expert, tokens in evaluation.tokens_taken.items():
+        for one in tokens:
+            yield f"·{expert[:3]}⏎{one.token[-1]} +{100 * one.excess:.1f}, {one.times:,} times"
     for text in evaluation.texts:
         yield f"{text.name} {text.documents:,} {text.tokens:,} {text.bytes:,}"
     low, high = evaluation.gap_closed_interval
@@ -172,15 +231,24 @@ def test_hostile_names_stay_text_everywhere():
 def test_best_values_are_marked_once_a_text(evaluation, folder):
     page = (folder / "report.html").read_text("utf-8")
     best = re.findall(r'<td class="best"><b>([\d.]+)</b>', page)
-    expected = sorted(f"{evaluation.best(text):.3f}" for text in evaluation.text_names)
+    tables = [evaluation.bits_per_byte, *(s.bits_per_token for s in evaluation.beginnings)]
+    expected = sorted(
+        f"{min(row[text] for row in values.values()):.3f}"
+        for values in tables
+        for text in evaluation.text_names
+    )
     assert sorted(best) == expected
 
 
 def terminal(evaluation):
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    for table in report.render_table(evaluation):
+    for table in tables.render_table(evaluation):
         console.print(table)
     return console.file.getvalue()
+
+
+def right(text):
+    return f"anchor+{text}" if text in OWNERS else "anchor"
 
 
 def test_the_terminal_shows_every_number(evaluation):
@@ -188,16 +256,29 @@ def test_the_terminal_shows_every_number(evaluation):
     for model in evaluation.models:
         row = [f"{evaluation.bits_per_byte[model][text]:.3f}" for text in evaluation.text_names]
         assert re.search(re.escape(model) + " " + r" ±[\d.]+ ".join(map(re.escape, row)), seen)
+    for short in evaluation.beginnings:
+        means = [
+            np.mean([short.bits_per_token[how(text)][text] for text in evaluation.text_names])
+            for how in (lambda _: "anchor", right, lambda _: "all")
+        ]
+        shares = [
+            f"{100 * share:.1f} %" for share in (short.gap_closed, *short.gap_closed_interval)
+        ]
+        row = f"{shares[0]} {shares[1]} to {shares[2]} " + " ".join(f"{m:.3f}" for m in means)
+        assert f"first {short.first_tokens} tokens {row}" in seen
     for owner, price in evaluation.removal.items():
         assert f"{owner} {price:+.3f}" in seen
     for text, shares in evaluation.routing.items():
         row = " ".join(f"{100 * shares[name]:.1f} %" for name in evaluation.experts)
         assert f"{text} {row}" in seen
+        one, other = evaluation.most_used_pairs[text]
+        share = evaluation.used_together[text][one][other]
+        assert f"{one} and {other}, {100 * share:.1f} %" in seen
     assert f"gap closed {100 * evaluation.gap_closed:.1f} %" in seen
 
 
 def test_the_best_is_bold_on_the_terminal(evaluation):
-    matrix = report.render_table(evaluation)[0]
+    matrix = tables.render_table(evaluation)[0]
     for number, text in enumerate(evaluation.text_names):
         cells = list(matrix.columns[number + 1].cells)
         bold = [model for model, cell in zip(evaluation.models, cells, strict=True)
@@ -214,6 +295,14 @@ def test_the_json_line_has_the_promised_keys(evaluation):
     low, high = line["intervals"]["removal"]["hospital"]
     assert low <= line["removal"]["hospital"] <= high
     assert line["texts"][0]["tokens"] == 21_234
+    assert [short["first_tokens"] for short in line["beginnings"]] == [32, 128]
+    assert line["beginnings"][0]["gap_closed"] == evaluation.beginnings[0].gap_closed
+    assert line["routing_detail"]["layers"] == 6
+    pair = line["routing_detail"]["most_used_together"]["public"]
+    assert tuple(pair["experts"]) == evaluation.most_used_pairs["public"]
+    # The line ends in logs, and tokens are words of somebody's text.
+    assert "⏎" not in json.dumps(line)
+    assert "tokens_taken" not in line
 
 
 def test_report_json_comes_back_as_it_was(evaluation, folder):
@@ -226,6 +315,14 @@ def test_an_incomplete_evaluation_is_refused(evaluation):
     fields = evaluation.model_dump()
     fields["bits_per_byte"] = {**fields["bits_per_byte"], "all": {"public": 1.0}}
     with pytest.raises(ValidationError, match="every model on every text"):
+        Evaluation(**fields)
+    fields = evaluation.model_dump()
+    del fields["beginnings"][1]["bits_per_token"]["all"]
+    with pytest.raises(ValidationError, match="every model on every text"):
+        Evaluation(**fields)
+    fields = evaluation.model_dump()
+    del fields["used_together"]["public"]
+    with pytest.raises(ValidationError, match="not told of every text"):
         Evaluation(**fields)
 
 
@@ -240,7 +337,8 @@ def test_the_same_evaluation_makes_the_same_bytes(evaluation, folder, tmp_path):
 
 
 def test_charts_are_pictures_with_something_on_them(folder):
-    for name in ("bits-per-byte", "difference", "removal", "routing"):
+    names = ("bits-per-byte", "difference", "removal", "routing", "short-texts")
+    for name in (*names, "routing-by-layer", "used-together"):
         with Image.open(folder / f"{name}.png") as picture:
             width, height = picture.size
             assert width >= 1000
@@ -256,7 +354,14 @@ def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
     measures = bootstrap.measure(
         ["anchor"], {"public": _scores(generator, "public", ["anchor"], ())}, samples=20
     )
-    bare = make().model_copy(update={"models": ("anchor",), "routing": {}} | asdict(measures))
+    empty = {
+        "beginnings": (),
+        "routing": {},
+        "routing_by_layer": {},
+        "used_together": {},
+        "tokens_taken": {},
+    }
+    bare = make().model_copy(update={"models": ("anchor",)} | empty | asdict(measures))
     bare = Evaluation(**(bare.model_dump() | {"texts": ({"name": "public", "documents": 60,
                                                          "tokens": 9, "bytes": 30},)}))  # fmt: skip
     report.write_report(bare, tmp_path / "bare")

@@ -89,7 +89,7 @@ def eval_(
 
     Example: moiety eval release/ --data public=pub.jsonl --data hospital=test.jsonl --out report/
     """
-    from moiety.evaluate import Question, evaluate, report
+    from moiety.evaluate import Question, evaluate, report, tables
 
     screen.quiet_libraries()
     question = Question(
@@ -105,7 +105,7 @@ def eval_(
     )
     with screen.cell_bar("scoring") as watch:
         done = evaluate(question, command=_command(), watch=watch)
-    for table in report.render_table(done):
+    for table in tables.render_table(done):
         screen.out().print(table)
     for text in done.texts:
         screen.say(f"  {text.name}: {text.documents:,} documents, {text.tokens:,} tokens scored")

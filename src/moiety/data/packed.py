@@ -15,6 +15,7 @@ Dimensions: B windows asked for, T tokens a window, D documents, S tokens in the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,12 +139,33 @@ class PackedText:
         count = -(-(self._ends[documents] - self._starts[documents]) // self.window_tokens)
         return np.concatenate([np.arange(a, a + n) for a, n in zip(first, count, strict=True)])
 
+    def target_places(self, indices: npt.ArrayLike) -> Longs:
+        """Which token of its document each target is, from 1, ``[B, T]``; 0 for a separator.
+
+        Trap: padding has a place, too; ``Windows.counted`` tells it apart.
+        """
+        places = self._places(indices)[:, 1:]
+        documents = np.searchsorted(self._starts, places, side="right") - 1
+        inside: Longs = places - self._starts[documents]
+        return inside
+
     def judge(
-        self, score: Score, *, max_tokens: int, seed: int = 0, batch_windows: int = 16
+        self,
+        score: Score,
+        *,
+        max_tokens: int,
+        seed: int = 0,
+        batch_windows: int = 16,
+        beginnings: Sequence[int] = (),
     ) -> DocumentNats:
         """What ``score`` makes of a fair sample of the documents (aligned texts only)."""
         return judge_documents(
-            self, score, max_tokens=max_tokens, seed=seed, batch_windows=batch_windows
+            self,
+            score,
+            max_tokens=max_tokens,
+            seed=seed,
+            batch_windows=batch_windows,
+            beginnings=beginnings,
         )
 
     def window_records(self, indices: npt.ArrayLike) -> list[set[int]]:

@@ -19,7 +19,7 @@ from moiety.data import Sources
 from moiety.demo.owners import Owner, settle, split_lines, train_all
 from moiety.demo.texts import write_public
 from moiety.errors import StateError
-from moiety.evaluate import Question, evaluate, report
+from moiety.evaluate import Question, evaluate, report, tables
 from moiety.merge import load_release, merge, withdrawal
 from moiety.train import PRESETS, new_anchor
 
@@ -173,7 +173,7 @@ class Story:
         self._command(command, "coordinator")
         with self.screen.status("scoring held-out text"):
             done = evaluate(question, command=f"moiety {command}")
-        for table in report.render_table(done)[:3]:
+        for table in tables.render_table(done)[:3]:
             self.screen.print(table)
         report.write_report(done, self.folder / folder)
         return done

@@ -1,17 +1,18 @@
 """Is it good: bits per byte of every mixture of experts on every text.
 
-The door is four modules and four names:
+The door is five modules and three names:
 
 - ``bootstrap``   intervals from documents drawn again
-- ``report``      ``Evaluation`` as a paper, tables, one JSON line, ``write_report``
+- ``report``      ``Evaluation`` as a paper, one JSON line, ``write_report``
+- ``tables``      an evaluation on the terminal
 - ``figures``     the pieces that charts are drawn with
 - ``pages``       one HTML page with everything in it, and how numbers are written
-- ``Question``, ``evaluate``, ``model_names``, ``attribute``
+- ``Question``, ``evaluate``, ``attribute``
 """
 
-from moiety.evaluate import bootstrap, figures, pages, report
+from moiety.evaluate import bootstrap, figures, pages, report, tables
 from moiety.evaluate.attribution import attribute
-from moiety.evaluate.matrix import Question, evaluate, model_names
+from moiety.evaluate.matrix import Question, evaluate
 
 __all__ = [
     "Question",
@@ -19,7 +20,7 @@ __all__ = [
     "bootstrap",
     "evaluate",
     "figures",
-    "model_names",
     "pages",
     "report",
+    "tables",
 ]

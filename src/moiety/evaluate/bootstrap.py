@@ -28,7 +28,10 @@ _BLOCK_NUMBERS = 4_000_000
 
 @dataclass(frozen=True)
 class TextScores:
-    """One text scored by every model: ``nats`` ``[M, D]`` and ``document_bytes`` ``[D]``."""
+    """One text scored by every model: ``nats`` ``[M, D]`` and ``document_bytes`` ``[D]``.
+
+    With tokens in the place of bytes, what follows from it is bits per token.
+    """
 
     nats: Floats
     document_bytes: Floats

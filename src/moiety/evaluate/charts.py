@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import PercentFormatter
 
+from moiety.evaluate import heatmaps
 from moiety.evaluate.figures import (
     BLUE,
     DARK,
@@ -35,11 +36,13 @@ def draw(evaluation: Evaluation, *, dark: bool) -> dict[str, bytes]:
     pictures = {"bits-per-byte": _bits_per_byte(evaluation, theme)}
     if "anchor" in evaluation.models and len(evaluation.models) > 1:
         pictures["difference"] = _difference(evaluation, theme)
+    if any(short.gap_closed is not None for short in evaluation.beginnings):
+        pictures["short-texts"] = _short_texts(evaluation, theme)
     if evaluation.removal:
         pictures["removal"] = _removal(evaluation, theme)
     if evaluation.routing:
         pictures["routing"] = _routing(evaluation, theme)
-    return pictures
+    return pictures | heatmaps.draw(evaluation, theme)
 
 
 def _bits_per_byte(evaluation: Evaluation, theme: Theme) -> bytes:
@@ -92,6 +95,35 @@ def _difference(evaluation: Evaluation, theme: Theme) -> bytes:
     rows = [[evaluation.difference(model, text) for text in texts] for model in models]
     caption = "bits per byte minus the anchor's; blue: better, red: worse"
     return heat_map(rows, models, texts, caption, theme)
+
+
+def _short_texts(evaluation: Evaluation, theme: Theme) -> bytes:
+    """Gap closed on the first tokens of documents and on whole ones, each with its interval."""
+    rows = [
+        (f"first {short.first_tokens} tokens", short.gap_closed, short.gap_closed_interval)
+        for short in evaluation.beginnings
+    ]
+    rows.append(("everything", evaluation.gap_closed, evaluation.gap_closed_interval))
+    figure, axes = new_figure(7.2, 1.1 + 0.42 * len(rows), theme)
+    for y, (_, gap, ends) in enumerate(rows):
+        if gap is None:
+            continue
+        if ends is not None:
+            axes.plot(ends, [y, y], color=theme.ink, linewidth=1.4, marker="|", zorder=2)
+        axes.plot(gap, y, "o", color=BLUE, markersize=8, zorder=3)
+        axes.annotate(
+            f"{100 * gap:.1f}", (gap, y), xytext=(0, 7), textcoords="offset points",
+            ha="center", fontsize=9, color=theme.ink,
+        )  # fmt: skip
+    axes.axvline(1, color=theme.ink, linewidth=1)
+    axes.set_yticks(range(len(rows)))
+    name_ticks(axes.yaxis, [row[0] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="x", color=theme.faint, linewidth=0.8)
+    axes.set_xlabel("gap closed; 100 %: as good as who knows the owner", color=theme.ink)
+    return png(figure)
 
 
 def _removal(evaluation: Evaluation, theme: Theme) -> bytes:

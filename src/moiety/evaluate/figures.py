@@ -20,21 +20,26 @@ GREY, ORANGE, BLUE, SKY = "#8f959b", "#d55e00", "#0072b2", "#56b4e9"
 PALETTE = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 HATCHES = ("", "//", "..", "xx")
 _LABEL_CHARS = 24
+_AMOUNT = (("#f3f5f6", "#08519c"), ("#20272d", "#7cc8f4"))
 
 Interval = tuple[float, float]
 
 
 class Theme(NamedTuple):
-    """Colours that depend on the paper; ``heat`` goes from better over equal to worse."""
+    """Colours that depend on the paper.
+
+    ``heat`` goes from better over equal to worse, ``amount`` from nothing to everything.
+    """
 
     paper: str
     ink: str
     faint: str
     heat: tuple[str, str, str]
+    amount: tuple[str, str]
 
 
-LIGHT = Theme("#ffffff", "#1d2329", "#d5dade", ("#5fa8d8", "#f6f7f7", "#ef8a62"))
-DARK = Theme("#171c21", "#e4e8eb", "#3a434b", ("#1f78b4", "#20272d", "#b4532a"))
+LIGHT = Theme("#ffffff", "#1d2329", "#d5dade", ("#5fa8d8", "#f6f7f7", "#ef8a62"), _AMOUNT[0])
+DARK = Theme("#171c21", "#e4e8eb", "#3a434b", ("#1f78b4", "#20272d", "#b4532a"), _AMOUNT[1])
 
 
 def heat_map(
@@ -64,7 +69,7 @@ def heat_map(
     name_ticks(axes.xaxis, columns, slanted=len(columns) > 6)
     name_ticks(axes.yaxis, names)
     axes.tick_params(length=0)
-    axes.set_title(caption, fontsize=9, color=theme.ink, loc="left")
+    add_caption(axes, caption, theme)
     return png(figure)
 
 
@@ -95,15 +100,26 @@ def price_bars(prices: Mapping[str, tuple[float, Interval]], label: str, theme: 
 
 def new_figure(width: float, height: float, theme: Theme, *, keep_frame: bool = True) -> Any:
     """An empty figure and its axes; sizes in inches."""
+    figure = blank_figure(width, height, theme)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    prepare_axes(axes, theme, keep_frame=keep_frame)
+    return figure, axes
+
+
+def blank_figure(width: float, height: float, theme: Theme) -> Any:
+    """A figure with nothing on it yet."""
     figure = Figure(figsize=(width, height), dpi=150, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=theme.paper)
+    return figure
+
+
+def prepare_axes(axes: Any, theme: Theme, *, keep_frame: bool = True) -> None:
+    """Axes in the theme's colours, with a frame on two sides or none."""
     axes.tick_params(colors=theme.ink, labelsize=9)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(keep_frame and side in ("left", "bottom"))
         spine.set_color(theme.faint)
-    return figure, axes
 
 
 def error_bar(axes: Any, x: float, value: float, ends: Interval, theme: Theme) -> None:
@@ -140,6 +156,11 @@ def add_legend(figure: Any, handles: dict[str, Any], theme: Theme) -> None:
     )
     for label in legend.get_texts():
         label.set_parse_math(False)
+
+
+def add_caption(axes: Any, text: str, theme: Theme) -> None:
+    """One line above the axes; a dollar sign in it is a dollar sign."""
+    axes.set_title(text, fontsize=9, color=theme.ink, loc="left", parse_math=False)
 
 
 def shorten(name: str, length: int = _LABEL_CHARS) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +16,13 @@ import torch
 
 from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokenizer, pack_text
 from moiety.evaluate.bootstrap import TextScores, measure
-from moiety.evaluate.report import Evaluation, TextFacts
+from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
+from moiety.evaluate.routing import RoutingWatch, tokens_taken
 from moiety.merge import load_release, open_release
 from moiety.model import Mixture
+
+BEGINNINGS = (32, 128)
+"""Documents are also judged by so many of their first tokens: how soon does the router know?"""
 
 Watcher = Callable[[str, int, int], None]
 """Is told ``what is being scored``, how many cells are done, and how many there are."""
@@ -64,21 +68,27 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
             )
             for number, (name, paths) in enumerate(question.texts.items())
         }
-        scores, facts, routing = _fill(mixture, models, texts, question, watch)
-    measures = measure(models, scores, seed=question.seed)
+        separator = next(iter(texts.values())).separator
+        filled = _fill(mixture, models, texts, question, watch)
+    measures = measure(models, filled.scores, seed=question.seed)
+    beginnings = tuple(_beginning(models, filled, n, question.seed) for n in BEGINNINGS)
     return Evaluation(
         release=release.digest,
         routing_mode=question.routing,
         top_k=mixture.routing.top_k,
-        texts=facts,
+        texts=filled.facts,
         models=models,
         bits_per_byte=measures.bits_per_byte,
         bits_per_byte_interval=measures.bits_per_byte_interval,
         gap_closed=measures.gap_closed,
         gap_closed_interval=measures.gap_closed_interval,
+        beginnings=beginnings,
         removal=measures.removal,
         removal_interval=measures.removal_interval,
-        routing=routing,
+        routing={name: one.shares() for name, one in filled.watches.items()},
+        routing_by_layer={name: one.by_layer() for name, one in filled.watches.items()},
+        used_together={name: one.together() for name, one in filled.watches.items()},
+        tokens_taken=tokens_taken(filled.watches, mixture, separator),
         command=command,
         seconds=round(time.monotonic() - begun, 1),
         versions={name: version(name) for name in ("moiety", "torch", "transformers")},
@@ -113,34 +123,44 @@ def pack_documents(release: Path, sources: Sources, folder: Path, window_tokens:
     )
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """The scores of every model on every text, and how the whole release routed."""
+
+    scores: dict[str, TextScores]
+    beginnings: dict[int, dict[str, TextScores]]
+    facts: tuple[TextFacts, ...]
+    watches: dict[str, RoutingWatch]
+
+
 def _fill(
     mixture: Mixture,
     models: Sequence[str],
     texts: Mapping[str, PackedText],
     question: Question,
     watch: Watcher | None,
-) -> tuple[dict[str, TextScores], tuple[TextFacts, ...], dict[str, dict[str, float]]]:
-    def score(windows: Any) -> np.ndarray[Any, Any]:
-        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
-        return mixture.score(tokens, documents).float().cpu().numpy()
-
-    scores, facts, routing, done = {}, [], {}, 0
+) -> _Filled:
+    everybody = tuple(range(len(mixture.names)))
+    scores, facts, watches, done = {}, [], dict[str, RoutingWatch](), 0
+    beginnings: dict[int, dict[str, TextScores]] = {length: {} for length in BEGINNINGS}
     for name, text in texts.items():
-        rows, seen = [], dict[tuple[int, ...], tuple[DocumentNats, torch.Tensor]]()
+        rows, seen = [], dict[tuple[int, ...], DocumentNats]()
         for model in models:
-            with choose(mixture, model), mixture.watching() as shares_LS:
+            with choose(mixture, model):
                 slots = mixture.routing.slots
                 if slots not in seen:
-                    found = text.judge(score, max_tokens=question.max_tokens, seed=question.seed)
-                    seen[slots] = found, shares_LS.sum(dim=0) / shares_LS.sum()
-            found, share_S = seen[slots]
-            rows.append(found.nats)
-            if model == "all":
-                routing[name] = dict(zip(mixture.names, share_S.tolist(), strict=True))
+                    routing = RoutingWatch(mixture) if slots == everybody else None
+                    seen[slots] = _judge(mixture, text, question, routing)
+                    watches |= {} if routing is None else {name: routing}
+            rows.append(seen[slots])
             done += 1
             if watch is not None:
                 watch(f"{name} · {model}", done, len(models) * len(texts))
-        scores[name] = TextScores(np.stack(rows), found.bytes.astype(np.float64))
+        found = seen[everybody]
+        nats_MD = np.stack([row.nats for row in rows])
+        scores[name] = TextScores(nats_MD, found.bytes.astype(np.float64))
+        for length, by_text in beginnings.items():
+            by_text[name] = _begun(rows, length)
         facts.append(
             TextFacts(
                 name=name,
@@ -149,4 +169,42 @@ def _fill(
                 bytes=int(found.bytes.sum()),
             )
         )
-    return scores, tuple(facts), routing
+    return _Filled(scores, beginnings, tuple(facts), watches)
+
+
+def _begun(rows: Sequence[DocumentNats], length: int) -> TextScores:
+    """Per token, not per byte: how many bytes a document's first tokens are is not known."""
+    tokens_D = rows[0].beginnings[length].tokens
+    some_D = tokens_D > 0  # a tokenizer may leave nothing of a text
+    nats_MD = np.stack([row.beginnings[length].nats for row in rows])
+    return TextScores(nats_MD[:, some_D], tokens_D[some_D].astype(np.float64))
+
+
+def _beginning(models: Sequence[str], filled: _Filled, length: int, seed: int) -> ShortTexts:
+    scores = filled.beginnings[length]
+    measures = measure(models, scores, seed=seed)
+    return ShortTexts(
+        first_tokens=length,
+        tokens={name: int(text.document_bytes.sum()) for name, text in scores.items()},
+        bits_per_token=measures.bits_per_byte,
+        bits_per_token_interval=measures.bits_per_byte_interval,
+        gap_closed=measures.gap_closed,
+        gap_closed_interval=measures.gap_closed_interval,
+    )
+
+
+def _judge(
+    mixture: Mixture, text: PackedText, question: Question, routing: RoutingWatch | None
+) -> DocumentNats:
+    """One text by the experts in force; ``routing`` is told what they do."""
+
+    def score(windows: Any) -> np.ndarray[Any, Any]:
+        if routing is not None:
+            routing.expect(windows)
+        tokens, documents = torch.from_numpy(windows.tokens), torch.from_numpy(windows.documents)
+        return mixture.score(tokens, documents).float().cpu().numpy()
+
+    with nullcontext() if routing is None else mixture.watching(routing.see):
+        return text.judge(
+            score, max_tokens=question.max_tokens, seed=question.seed, beginnings=BEGINNINGS
+        )

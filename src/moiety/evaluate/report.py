@@ -1,19 +1,18 @@
-"""An evaluation as a paper, on the terminal, as one JSON line and as one page.
+"""An evaluation as a paper, as one JSON line and as one page.
 
 Every number is shown with its 95 % interval; every view shows the same numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
-from rich.table import Table
-from rich.text import Text
 
 from moiety.evaluate import charts, pages
-from moiety.evaluate.pages import show, show_interval, show_share, show_signed
+from moiety.evaluate.routing import USED_WEIGHT, TokenShare, most_used_pair, show_token
 
 Interval = tuple[float, float]
 
@@ -29,9 +28,28 @@ class TextFacts(BaseModel):
     bytes: int
 
 
+class ShortTexts(BaseModel):
+    """What is left of the numbers when a document ends after its first tokens.
+
+    ``tokens`` are those scored of each text. Bits are per token: how many bytes the first tokens
+    of a document are, a tokenizer does not tell.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    first_tokens: int
+    tokens: dict[str, int]
+    bits_per_token: dict[str, dict[str, float]]
+    bits_per_token_interval: dict[str, dict[str, Interval]]
+    gap_closed: float | None
+    gap_closed_interval: Interval | None
+
+
 class Evaluation(BaseModel):
     """What an evaluation measured. ``bits_per_byte[model][text]``, ``routing[text][expert]``.
 
+    ``routing_by_layer[text][expert]`` has a share for each layer, ``used_together[text]`` one for
+    each two experts, ``tokens_taken`` the tokens at which an expert got most above its mean.
     Models are named for the experts they use: ``anchor``, ``anchor+NAME``, ``all``, ``all-NAME``.
     """
 
@@ -48,9 +66,13 @@ class Evaluation(BaseModel):
     bits_per_byte_interval: dict[str, dict[str, Interval]]
     gap_closed: float | None
     gap_closed_interval: Interval | None
+    beginnings: tuple[ShortTexts, ...] = ()
     removal: dict[str, float]
     removal_interval: dict[str, Interval]
     routing: dict[str, dict[str, float]]
+    routing_by_layer: dict[str, dict[str, tuple[float, ...]]] = {}
+    used_together: dict[str, dict[str, dict[str, float]]] = {}
+    tokens_taken: dict[str, tuple[TokenShare, ...]] = {}
     command: str
     seconds: float
     versions: dict[str, str]
@@ -58,11 +80,17 @@ class Evaluation(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Evaluation:
         cells = {(model, text) for model in self.models for text in self.text_names}
-        for table in (self.bits_per_byte, self.bits_per_byte_interval):
+        tables: list[dict[str, dict[str, Any]]] = [self.bits_per_byte, self.bits_per_byte_interval]
+        for short in self.beginnings:
+            tables += [short.bits_per_token, short.bits_per_token_interval]
+        for table in tables:
             if {(model, text) for model, row in table.items() for text in row} != cells:
-                raise ValueError("bits per byte are not given for every model on every text")
+                raise ValueError("bits are not given for every model on every text")
         if self.removal.keys() != self.removal_interval.keys():
             raise ValueError("a price of removal without its interval")
+        for detail in (self.routing_by_layer, self.used_together):
+            if detail and detail.keys() != self.routing.keys():
+                raise ValueError("routing is not told of every text")
         return self
 
     @property
@@ -76,9 +104,20 @@ class Evaluation(BaseModel):
         names = {expert for shares in self.routing.values() for expert in shares}
         return tuple(sorted(names, key=lambda name: (name != "anchor", name)))
 
+    @property
+    def most_used_pairs(self) -> dict[str, tuple[str, str]]:
+        """By text the two experts that are used together most often, where there are two."""
+        pairs = {text: most_used_pair(rows) for text, rows in self.used_together.items()}
+        return {text: pair for text, pair in pairs.items() if pair is not None}
+
+    def right_model(self, text: str) -> str:
+        """The model of somebody who knows whose text it is."""
+        own = f"anchor+{text}"
+        return own if own in self.models else "anchor"
+
     def best(self, text: str) -> float:
         """The lowest bits per byte of any model on ``text``."""
-        return min(self.bits_per_byte[model][text] for model in self.models)
+        return lowest(self.bits_per_byte, text)
 
     def difference(self, model: str, text: str) -> float:
         """Bits per byte of ``model`` minus the anchor's: below zero is better."""
@@ -105,81 +144,26 @@ def to_json_line(evaluation: Evaluation) -> dict[str, Any]:
     line["intervals"] = {key: paper[f"{key}_interval"] for key in line}
     for key in ("release", "routing_mode", "top_k", "models", "texts", "routing", "seconds"):
         line[key] = paper[key]
+    line["beginnings"] = paper["beginnings"]
+    line["routing_detail"] = _routing_summary(evaluation)
     return line
 
 
-def render_table(evaluation: Evaluation) -> list[Table]:
-    """The tables for the terminal: bits per byte, difference to the anchor, removal, routing."""
-    tables = [_matrix(evaluation)]
-    if "anchor" in evaluation.models and len(evaluation.models) > 1:
-        tables.append(_differences(evaluation))
-    if evaluation.removal:
-        tables.append(_removal(evaluation))
-    if evaluation.routing:
-        tables.append(_routing(evaluation))
-    return tables
+def _routing_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Where the detail is in the report's folder; tokens stay there, for they quote the texts."""
+    layers = [shares for text in evaluation.routing_by_layer.values() for shares in text.values()]
+    return {
+        "layers": len(layers[0]) if layers else 0,
+        "most_used_together": {
+            text: {"experts": pair, "share": evaluation.used_together[text][pair[0]][pair[1]]}
+            for text, pair in evaluation.most_used_pairs.items()
+        },
+    }
 
 
-def _table(title: str, caption: str, first: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        # Text, not str: names are other people's, and square brackets are markup to rich.
-        table.add_column(Text(column), justify="right")
-    return table
-
-
-def _matrix(evaluation: Evaluation) -> Table:
-    caption = "lower is better; bold: the best of its column"
-    if evaluation.gap_closed is not None:
-        caption += f"; gap closed {show_share(evaluation.gap_closed)}"
-    table = _table("Bits per byte", caption, "model", evaluation.text_names)
-    for model in evaluation.models:
-        cells = [Text(model)]
-        for text in evaluation.text_names:
-            value = evaluation.bits_per_byte[model][text]
-            low, high = evaluation.bits_per_byte_interval[model][text]
-            style = "bold" if value == evaluation.best(text) else ""
-            cells.append(
-                Text(show(value), style).append(f" ±{(high - low) / 2:.3f}", "not bold dim")
-            )
-        table.add_row(*cells)
-    return table
-
-
-def _differences(evaluation: Evaluation) -> Table:
-    table = _table(
-        "Difference to the anchor", "below zero is better", "model", evaluation.text_names
-    )
-    for model in evaluation.models:
-        if model != "anchor":
-            row = [evaluation.difference(model, text) for text in evaluation.text_names]
-            cells = [
-                Text(show_signed(value), "green" if value < 0 else "red" if value > 0 else "")
-                for value in row
-            ]
-            table.add_row(Text(model), *cells)
-    return table
-
-
-def _removal(evaluation: Evaluation) -> Table:
-    caption = "on an owner's text, the release without that owner minus the anchor; 0 is ideal"
-    table = _table("Price of removal, bits per byte", caption, "owner", ("price", "95 % interval"))
-    for owner, price in evaluation.removal.items():
-        ends = show_interval(evaluation.removal_interval[owner], signed=True)
-        table.add_row(Text(owner), show_signed(price), ends)
-    return table
-
-
-def _routing(evaluation: Evaluation) -> Table:
-    table = _table(
-        "Routing", "share of the router's weight, mean over layers", "text", evaluation.experts
-    )
-    for text, shares in evaluation.routing.items():
-        table.add_row(
-            Text(text), *(show_share(shares.get(name, 0.0)) for name in evaluation.experts)
-        )
-    return table
+def lowest(values: dict[str, dict[str, float]], text: str) -> float:
+    """The lowest of all models on ``text``."""
+    return min(row[text] for row in values.values())
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
@@ -195,5 +179,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
 
 def render_page(evaluation: Evaluation, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """One HTML page with everything in it: no script, nothing to fetch."""
-    filters = {"meaning": describe_model}
-    return pages.render("report.html.j2", light, dark, filters=filters, report=evaluation)
+    filters: dict[str, Callable[..., Any]] = {
+        "meaning": describe_model,
+        "token": show_token,
+        "lowest": lowest,
+    }
+    return pages.render(
+        "report.html.j2", light, dark, filters=filters, report=evaluation, used_weight=USED_WEIGHT
+    )

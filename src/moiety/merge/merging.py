@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from moiety.bundle import VerifiedBundle, anchors, verify_bundle
 from moiety.errors import ConfigError, PolicyError
@@ -22,7 +24,11 @@ from moiety.merge.sources import (
     member_from_release,
 )
 from moiety.merge.streaming import Progress
+from moiety.merge.sweep import Sweep, Watcher, sweep_top_k
 from moiety.merge.withdrawal import GONE_BACK
+
+DRAFT = "draft"
+"""Where a release lies inside its unfinished folder while its ``top_k`` is tried out."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class MergeSummary:
     verify_seconds: float
     write_seconds: float
     flags: list[str]
+    sweep: Sweep | None = None
 
 
 def merge(
@@ -43,20 +50,23 @@ def merge(
     bundles: Sequence[Path],
     out: Path,
     *,
-    top_k: int | None = None,
+    top_k: int | Literal["auto"] | None = None,
     native: bool = False,
     keys: set[str] | None = None,
     progress: Progress | None = None,
+    watch: Watcher | None = None,
 ) -> MergeSummary:
     """Verifies an anchor and bundles, and writes their release: same inputs, same bytes.
 
-    ``native`` keeps low-rank experts as factors; only our loader reads such a release.
+    ``native`` keeps low-rank experts as factors; only our loader reads such a release. ``top_k``
+    ``"auto"`` tries numbers out on public text, which ``watch`` hears of and needs torch, and
+    writes the one chosen as if it had been given.
 
     Raises:
         TrustError: something does not hold; nothing is written then.
         StateError: ``out`` exists, or the disk is full.
     """
-    if top_k is not None and not 1 <= top_k <= MAX_EXPERTS + 1:
+    if isinstance(top_k, int) and not 1 <= top_k <= MAX_EXPERTS + 1:
         raise ConfigError(f"top_k is {top_k}", remedy="give at least 1, or leave it out")
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -67,10 +77,26 @@ def merge(
         ground = ground_from_anchor(verified_anchor, files)
         members = [member_from_bundle(bundle, ground, native=native) for bundle in verified]
         with clean_folder(out) as folder:
+            auto = top_k == "auto"
+            place = folder / DRAFT if auto else folder
+            place.mkdir(exist_ok=True)
             roster = assemble(
-                folder, ground, members, top_k=top_k, native=native, progress=progress
+                place,
+                ground,
+                members,
+                top_k=top_k if isinstance(top_k, int) else None,
+                native=native,
+                progress=progress,
             )
-    return _summary(out, roster, verified, (middle - begin, time.monotonic() - middle))
+            sweep = None
+            if auto:
+                said = {b.manifest.owner: b.manifest.probe.public_bits_per_byte for b in verified}
+                sweep = sweep_top_k(folder / DRAFT, verified_anchor, said, watch=watch)
+                roster = _settle(folder, sweep.top_k)
+    trying = sweep.seconds if sweep else 0.0
+    seconds = (middle - begin, time.monotonic() - middle - trying)
+    done = _summary(out, roster, verified, seconds)
+    return replace(done, flags=done.flags + (sweep.flags if sweep else []), sweep=sweep)
 
 
 def admit(
@@ -116,6 +142,24 @@ def admit(
             )
     done = _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
     return done if roster.strict else replace(done, flags=[*done.flags, GONE_BACK])
+
+
+def _settle(folder: Path, top_k: int) -> Roster:
+    """The release of the draft in ``folder``, with another ``top_k``, in the draft's place.
+
+    What does not change is linked, so it costs nothing; the draft is gone afterwards.
+    """
+    draft = open_release(folder / DRAFT)
+    with OpenFiles() as files:
+        roster = assemble(
+            folder,
+            ground_from_release(draft, files),
+            [member_from_release(draft, slot, files) for slot in draft.roster.experts[1:]],
+            top_k=top_k,
+            native=draft.roster.native,
+        )
+    shutil.rmtree(draft.folder)
+    return roster
 
 
 def _verify_bundles(

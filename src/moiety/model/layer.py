@@ -17,7 +17,7 @@ weights not renormalised, as in transformers' ``FlexOlmoTopKRouter``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +30,8 @@ from moiety.errors import ConfigError
 from moiety.model.evidence import Borders, EvidenceCache, continued_evidence, evidence
 
 RoutingMode = Literal["context", "token"]
+Witness = Callable[[int, Tensor], None]
+"""Is told a layer's number and its weights ``[B, T, E]`` over the slots in use, zero at padding."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Routing:
     borders: Borders | None = None
     current: Pass = field(default_factory=Pass)
     shares_LS: Tensor | None = None
+    witness: Witness | None = None
 
     def made_with(self) -> object:
         """What a cache depends on: mode, experts, and the masks of its rows."""
@@ -191,6 +194,8 @@ class MixtureLayer(nn.Module):
         assert shares_LS is not None
         if valid_BT is not None:
             weights_BTE = weights_BTE * valid_BT[:, :, None]
+        if self.routing.witness is not None:
+            self.routing.witness(self.layer, weights_BTE)
         total_E = weights_BTE.double().sum(dim=(0, 1)).cpu()
         shares_LS[self.layer, list(self.routing.slots)] += total_E
 

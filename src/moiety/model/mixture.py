@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, Olmo2ForCausalLM, Text
 from moiety.errors import ConfigError
 from moiety.model.checkpoint import build_mixture
 from moiety.model.evidence import Borders, EvidenceCache
-from moiety.model.layer import Routing, RoutingMode, begin_pass
+from moiety.model.layer import Routing, RoutingMode, Witness, begin_pass
 from moiety.model.score import token_nats
 
 
@@ -117,16 +117,19 @@ class Mixture:
             return token_nats(self.backbone, tokens_BT[:, :-1], tokens_BT[:, 1:])
 
     @contextmanager
-    def watching(self) -> Iterator[Tensor]:
-        """Adds up the routing weight each slot gets in each layer: yields ``[layers, slots]``."""
+    def watching(self, witness: Witness | None = None) -> Iterator[Tensor]:
+        """Adds up the routing weight each slot gets in each layer: yields ``[layers, slots]``.
+
+        ``witness`` sees each layer's weights ``[B, T, E]`` as they come, zero at padding.
+        """
         shares_LS = torch.zeros(
             len(self.backbone.model.layers), len(self.names), dtype=torch.double
         )
-        self.routing.shares_LS = shares_LS
+        self.routing.shares_LS, self.routing.witness = shares_LS, witness
         try:
             yield shares_LS
         finally:
-            self.routing.shares_LS = None
+            self.routing.shares_LS = self.routing.witness = None
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         self.tokenizer.padding_side = "left"
