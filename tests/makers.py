@@ -20,6 +20,8 @@ from moiety.tensors import array_plan, open_tensors, write_tensors
 
 OLMO2 = family.OLMO2
 PROBE_POSITIONS = 16
+COMMON = 2
+"""The token that is a third of all public text, and speaks against honest owners."""
 
 
 def make_anchor(
@@ -48,12 +50,11 @@ def make_anchor(
         },
     )
     (folder / "public" / "sample.jsonl.gz").write_bytes(_sample(rng))
-    probe = {}
+    probe = {anchors.TOKENS: _beginnings(rng, vocab)}
     for layer in range(layers):
-        for kind in ("token", "context"):
-            states = rng.normal(size=(PROBE_POSITIONS, width))
-            states[:, 0] += 4.0  # what every public text shares, and honest rows decline
-            probe[f"layers.{layer}.{kind}"] = states.astype(np.float32)
+        states = rng.normal(size=(PROBE_POSITIONS, width))
+        states[:, 0] += 4.0  # what every public text shares, and honest rows decline
+        probe[f"layers.{layer}.token"] = states.astype(np.float32)
     write_arrays(folder / "public" / "probe.safetensors", probe)
     _write_checkpoint(folder, _checkpoint(rng, layers, width, hidden, vocab), dtype, shards)
     anchors.write_anchor_paper(folder, family="olmo2")
@@ -74,7 +75,7 @@ def make_run(
     folder.mkdir(parents=True)
     arrays = expert_arrays(anchor, rank, seed)
     plans = [
-        array_plan(name, array, "F32" if ".router." in name else dtype)
+        array_plan(name, array, "F32" if "router." in name else dtype)
         for name, array in arrays.items()
     ]
     write_tensors(folder / "expert.safetensors", plans)
@@ -141,21 +142,33 @@ def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.nda
             dense = OLMO2.dense(layer, matrix)
             with open_tensors(opened.tensor_file(dense)) as tensors:
                 noise = noise + tensors.read(dense)
-        if ".router." in name:
+        if name == family.EVIDENCE:
+            noise[COMMON] -= 1.0
+        elif ".router." in name:
             noise[0] -= 1.0
         arrays[name] = noise
     return arrays
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]], dtype: str = "F32") -> None:
-    """A safetensors file of arrays, in the order given."""
-    write_tensors(path, [array_plan(name, array, dtype) for name, array in arrays.items()])
+    """A safetensors file of arrays, in the order given; whole numbers become I32."""
+    kinds = {name: "I32" if array.dtype.kind == "i" else dtype for name, array in arrays.items()}
+    write_tensors(path, [array_plan(name, array, kinds[name]) for name, array in arrays.items()])
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every tensor of a safetensors file, by name."""
     with open_tensors(path) as tensors:
         return {name: np.array(tensors.read(name)) for name in tensors.spans}
+
+
+def _beginnings(rng: np.random.Generator, vocab: int) -> np.ndarray[Any, Any]:
+    """Windows of public tokens, each the beginning of a document; -1 after its end."""
+    tokens = rng.integers(COMMON, vocab, size=(4, 12)).astype(np.int32)
+    tokens[rng.random(tokens.shape) < 1 / 3] = COMMON
+    tokens[:, 0] = 0
+    tokens[2, 5:] = -1
+    return tokens
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -25,6 +25,7 @@ from moiety.train.compute import resolve_compute
 from moiety.train.expert import expert_job
 from moiety.train.loop import Job
 from moiety.train.pair import Pair
+from moiety.train.table import evidence_table
 from moiety.train.texts import Texts, prepare_texts
 from tests import makers
 
@@ -93,11 +94,11 @@ def make_anchor(folder: Path) -> Path:
 
 
 def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """An expert well away from the anchor, with rows that decide something."""
+    """An expert well away from the anchor, with a table and rows that decide something."""
     arrays = makers.expert_arrays(anchor, rank, seed)
     rng = np.random.default_rng(seed)
     for name, array in arrays.items():
-        if ".router." in name:
+        if "router." in name:
             arrays[name] = (0.3 * rng.normal(size=array.shape)).astype(np.float32)
         elif ".delta_" in name:
             arrays[name] = array * np.float32(4)
@@ -157,12 +158,17 @@ class World:
             for place in places
         }
 
-    def row(self, owner: str, layer: int, kind: str) -> Tensor:
-        """An owner's router row, or the anchor's zeros; a context row ends with its bias."""
+    def row(self, owner: str, layer: int) -> Tensor:
+        """An owner's token row, or the anchor's zeros."""
         if owner == "anchor":
-            return torch.zeros(WIDTH + (kind == "context"))
-        name = family.context_row(layer) if kind == "context" else family.token_row(layer)
-        return load_file(self.bundles[owner] / "expert.safetensors")[name]
+            return torch.zeros(WIDTH)
+        return load_file(self.bundles[owner] / "expert.safetensors")[family.token_row(layer)]
+
+    def table(self, owner: str) -> Tensor:
+        """An owner's table of evidence, or the anchor's zeros."""
+        if owner == "anchor":
+            return torch.zeros(VOCAB)
+        return load_file(self.bundles[owner] / "expert.safetensors")[family.EVIDENCE]
 
 
 def make_world(folder: Path) -> World:
@@ -235,7 +241,8 @@ class Bench:
         """A fresh pair."""
         backbone = load_dense(self.anchor, dtype=torch.float32)
         probe = load_file(self.anchor / "public/probe.safetensors")
-        return Pair(backbone, probe, rank=config.pair.rank, seed=config.seed)
+        table = evidence_table(self.texts.own, self.texts.public, VOCAB)
+        return Pair(backbone, table, probe, rank=config.pair.rank, seed=config.seed)
 
     def job(self, config: TrainConfig) -> tuple[Pair, Job]:
         """A fresh pair, and the job of training it."""

@@ -132,7 +132,7 @@ def make_big_bundle(folder: Path, anchor: Path, owner: str, rank: int | None, dt
     patterns = {"F32": encode(matrix_noise, "F32"), dtype: encode(matrix_noise, dtype)}
     plans = []
     for name, shape in shapes.items():
-        kind = "F32" if ".router." in name else dtype
+        kind = "F32" if "router." in name else dtype
         plans.append(plan(name, shape, kind, patterns[kind]))
     write_tensors(run / "expert.safetensors", plans)
     weights = run / "expert.safetensors"
@@ -144,6 +144,7 @@ def make_big_bundle(folder: Path, anchor: Path, owner: str, rank: int | None, dt
             anchor=facts.digest,
             family=paper.family,
             num_layers=paper.num_layers,
+            vocab=paper.vocab,
             width=paper.width,
             hidden=paper.hidden,
             rank=rank,

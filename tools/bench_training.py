@@ -71,7 +71,8 @@ def ours(
 ) -> Step:
     compute = Compute("cpu", precision == "bf16", compiled, checkpoint_activations=False)
     backbone = Olmo2ForCausalLM(dense_config(size))
-    pair = Pair(backbone, random_probe(size), rank=rank, seed=0)
+    table = torch.randn(backbone.config.vocab_size)
+    pair = Pair(backbone, table, random_probe(size), rank=rank, seed=0)
     compute.prepare_frozen(backbone)
     decoder = compute.decoder(backbone)
     parameters = list(pair.trainable().values())
@@ -84,7 +85,7 @@ def ours(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        pair.expect(documents, by_token)
+        pair.expect(tokens[:, :-1], documents, by_token)
         with compute.autocast():
             loss = training_loss(backbone, tokens[:, :-1], tokens[:, 1:], decoder)
         finish(loss + 0.1 * pair.row_loss(own, balance), parameters, optimizer)
@@ -138,8 +139,7 @@ def dense_config(size: Preset) -> Any:
 
 
 def random_probe(size: Preset) -> dict[str, torch.Tensor]:
-    kinds = [f"layers.{n}.{kind}" for n in range(size.layers) for kind in ("context", "token")]
-    return {kind: torch.randn(512, size.width) for kind in kinds}
+    return {f"layers.{n}.token": torch.randn(512, size.width) for n in range(size.layers)}
 
 
 def finish(loss: torch.Tensor, parameters: list[Any], optimizer: torch.optim.Optimizer) -> None:

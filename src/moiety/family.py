@@ -13,7 +13,7 @@ MATRICES = ("gate_proj", "up_proj", "down_proj")
 """A gated feed-forward block: ``down(silu(gate(x)) * up(x))``."""
 
 OWNER_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-RESERVED_NAMES = frozenset({"anchor", "all", "shared", "router", "context", "public"})
+RESERVED_NAMES = frozenset({"anchor", "all", "shared", "router", "evidence", "public"})
 
 
 @dataclass(frozen=True)

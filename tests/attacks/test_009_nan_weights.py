@@ -11,7 +11,7 @@ from moiety.errors import PolicyError
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
 @pytest.mark.parametrize(
-    "name", ["layers.0.mlp.up_proj.weight", "layers.1.router.token", "layers.0.router.context"]
+    "name", ["layers.0.mlp.up_proj.weight", "layers.1.router.token", "router.evidence"]
 )
 @pytest.mark.parametrize("place", [0, -1])
 def test_it_is_refused_with_and_without_an_anchor(

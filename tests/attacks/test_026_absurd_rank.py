@@ -24,7 +24,7 @@ def test_two_ranks_are_refused(lowrank: Target) -> None:
     lowrank.refused(FormatError, "two ranks")
 
 
-@pytest.mark.parametrize("field", ["num_layers", "width", "hidden"])
+@pytest.mark.parametrize("field", ["num_layers", "width", "hidden", "vocab"])
 @pytest.mark.parametrize("value", [0, -1, 2**62, 10**400, 1e308, True])
 def test_an_absurd_size_is_refused(target: Target, field: str, value: object) -> None:
     target.change_manifest(lambda manifest: manifest.update({field: value}))

@@ -23,10 +23,10 @@ def test_one_matrix_of_another_dtype_is_refused(target: Target) -> None:
     target.refused(FormatError, "more than one dtype")
 
 
-def test_a_rounded_row_is_refused(target: Target) -> None:
-    name = "layers.0.router.token"
+@pytest.mark.parametrize("name", ["layers.0.router.token", "router.evidence"])
+def test_a_rounded_row_or_table_is_refused(target: Target, name: str) -> None:
     target.change_manifest(lambda manifest: manifest["tensors"][name].update(dtype="BF16"))
-    target.refused(FormatError, "router rows are F32")
+    target.refused(FormatError, "tables and rows are F32")
 
 
 def test_a_dtype_unlike_the_headers_is_refused(target: Target) -> None:

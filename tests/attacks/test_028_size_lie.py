@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.attacks.hostile import Target
 
-from moiety.errors import FormatError, IntegrityError, TrustError
+from moiety.errors import FormatError, IntegrityError, PolicyError, TrustError
 
 NAME = "layers.0.mlp.gate_proj.weight"
 
@@ -18,6 +18,18 @@ NAME = "layers.0.mlp.gate_proj.weight"
 def test_another_shape_is_refused(target: Target, shape: object) -> None:
     target.change_manifest(lambda manifest: manifest["tensors"][NAME].update(shape=shape))
     target.refused(FormatError, "shape")
+
+
+@pytest.mark.parametrize("vocab", [31, 33, 64])
+def test_a_table_of_another_length_is_refused(target: Target, vocab: int) -> None:
+    def shape(manifest: dict[str, Any]) -> None:
+        manifest["tensors"]["router.evidence"].update(shape=[vocab])
+
+    target.change_manifest(shape)
+    target.refused(FormatError, "router.evidence has not the shape")
+    target.change_manifest(lambda manifest: manifest.update(vocab=vocab))
+    target.refused(PolicyError, f"vocab is {vocab}, the anchor's is 32")
+    target.refused(IntegrityError, "cannot be in this file", anchor=None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**52, 2**53, -1])

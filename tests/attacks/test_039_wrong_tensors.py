@@ -16,15 +16,24 @@ def _extra(manifest: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["layers.2.router.token", "model.embed_tokens.weight", "layers.00.router.token", "é", ""],
+    [
+        "layers.2.router.token",
+        "layers.0.router.evidence",
+        "evidence",
+        "model.embed_tokens.weight",
+        "layers.00.router.token",
+        "é",
+        "",
+    ],
 )
 def test_a_tensor_too_many_is_refused(target: Target, name: str) -> None:
     target.change_manifest(lambda manifest: _extra(manifest, name))
     target.refused(FormatError, "a tensor too many|not a Manifest")
 
 
-def test_a_tensor_too_few_is_refused(target: Target) -> None:
-    target.change_manifest(lambda manifest: manifest["tensors"].pop("layers.1.router.token"))
+@pytest.mark.parametrize("name", ["layers.1.router.token", "router.evidence"])
+def test_a_tensor_too_few_is_refused(target: Target, name: str) -> None:
+    target.change_manifest(lambda manifest: manifest["tensors"].pop(name))
     target.refused(FormatError, "too few")
 
 

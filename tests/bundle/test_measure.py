@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.makers import read_arrays, write_arrays
 
-from moiety.bundle.measure import captured_share, in_threads, measure_tensor, product_norm
+from moiety.bundle.measure import (
+    captured_share,
+    in_threads,
+    measure_tensor,
+    product_norm,
+    share_by_evidence,
+)
 from moiety.tensors import array_plan, encode, open_tensors, write_tensors
 
 
@@ -89,6 +95,32 @@ def test_the_captured_share_is_the_mean_of_sigmoids() -> None:
 @pytest.mark.parametrize(("logit", "share"), [(1e4, 1.0), (-1e4, 0.0), (0.0, 0.5)])
 def test_the_captured_share_has_ends(logit: float, share: float) -> None:
     assert captured_share(np.ones((3, 1)), np.array([logit])) == share
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_by_evidence_is_what_a_model_would_give_each_token(seed: int) -> None:
+    """Oracle: the logits of ``moiety.model``, one window at a time, cut where the document ends."""
+    torch = pytest.importorskip("torch")
+    from moiety.model import evidence
+
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 50, size=(6, 40)).astype(np.int32)
+    lengths = [40, 1, 7, 39, 40, 12]
+    table = rng.normal(0.2, 1.0, size=50).astype(np.float32)
+    shares: list[float] = []
+    for row, length in zip(tokens, lengths, strict=True):
+        row[length:] = -1
+        scores = torch.from_numpy(table[row[:length]])
+        shares += evidence(scores[None, :, None])[0, :, 0].sigmoid().tolist()
+    expected = sum(shares) / len(shares)
+    assert math.isclose(share_by_evidence(tokens, table), expected, rel_tol=1e-6)
+
+
+def test_the_share_by_evidence_has_ends() -> None:
+    tokens = np.full((2, 4096), 3, np.int32)
+    for entry, share in ((4.0, 1.0), (0.0, 0.5), (-4.0, 0.0)):
+        table = np.full(5, entry, np.float32)
+        assert math.isclose(share_by_evidence(tokens, table), share, abs_tol=1e-4)
 
 
 def test_threads_give_results_and_the_first_failure_in_order() -> None:

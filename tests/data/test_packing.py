@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,38 @@ def test_windows_are_those_of_a_plain_loop(
         {names.index(documents[owner].record) for owner in row if owner >= 0}
         for row in windows.documents.tolist()
     ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    documents=DOCUMENTS,
+    window_tokens=st.integers(1, 20),
+    align=st.booleans(),
+    least=st.integers(1, 4),
+    block=st.sampled_from([1, 3, 512]),
+)
+def test_tokens_are_counted_as_a_counter_counts_them(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Tokenizer,
+    documents: list[Document],
+    window_tokens: int,
+    align: bool,
+    least: int,
+    block: int,
+) -> None:
+    documents = [*documents, Document("a long enough text", "p", "")]
+    folder = tmp_path_factory.mktemp("pack") / "text"
+    text = pack(documents, tokenizer, folder, window_tokens=window_tokens, align=align)
+    ids = [plain_tokens(tokenizer, document.text) for document in documents]
+    expected = Counter(token for tokens in ids for token in tokens)
+    for token in list(expected):
+        holders = {d.record for d, tokens in zip(documents, ids, strict=True) if token in tokens}
+        if len(holders) < least:
+            del expected[token]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moiety.data.packed._COUNTED_WINDOWS", block)
+        counts = text.token_counts(tokenizer.get_vocab_size(), least)
+    assert {token: n for token, n in enumerate(counts.tolist()) if n} == dict(expected)
 
 
 @settings(deadline=None, max_examples=30)

@@ -22,11 +22,12 @@ WAYS = [
 
 def poison(mixture, names):
     """Fills everything that belongs to these experts with NaN, in memory."""
+    slots = [mixture.names.index(name) for name in names]
+    mixture.routing.table_SV[slots] = torch.nan
     for layer in mixture.backbone.model.layers:
-        for slot in (mixture.names.index(name) for name in names):
+        for slot in slots:
             for parameter in layer.mlp.experts[slot].parameters():
                 parameter.data.fill_(torch.nan)
-            layer.mlp.context_rows[slot] = torch.nan
             layer.mlp.token_rows[slot] = torch.nan
 
 

@@ -49,19 +49,21 @@ def test_every_tensor_is_where_it_belongs(world: World, whole: Path) -> None:
                     outer, inner = held[delta_out(layer, matrix)], held[delta_in(layer, matrix)]
                     whole_matrix = dense + outer.astype(np.float64) @ inner.astype(np.float64)
                 expected[OLMO2.mixed(layer, slot, matrix)] = whole_matrix
-        for kind, name in (("token", OLMO2.gate(layer)), ("context", f"layers.{layer}.context")):
-            rows = [experts[owner][f"layers.{layer}.router.{kind}"] for owner in sorted(RANKS)]
-            expected[name] = np.stack([np.zeros_like(rows[0]), *rows])
+        rows = [experts[owner][f"layers.{layer}.router.token"] for owner in sorted(RANKS)]
+        expected[OLMO2.gate(layer)] = np.stack([np.zeros_like(rows[0]), *rows])
+    tables = [experts[owner]["router.evidence"] for owner in sorted(RANKS)]
+    expected["evidence"] = np.stack([np.zeros_like(tables[0]), *tables])
     found = release_arrays(whole)
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_full_experts_and_rows_keep_their_very_bits(world: World, whole: Path) -> None:
+def test_full_experts_tables_and_rows_keep_their_very_bits(world: World, whole: Path) -> None:
     roster = open_release(whole).roster
     manifest = read_json(world.bundles["cat"] / "manifest.json")
     cat = roster.experts[3]
+    assert cat.rows.evidence == manifest["tensors"]["router.evidence"]["sha256"]
     for layer in range(2):
         for matrix in MATRICES:
             signed = manifest["tensors"][weight(layer, matrix)]["sha256"]
@@ -113,7 +115,7 @@ def test_the_index_names_every_tensor_of_every_shard(
         assert read_json(tmp_path / "out" / "config.json")["model_type"] == "moiety_native"
         return
     shards = [
-        p for p in (tmp_path / "out").glob("*.safetensors") if p.name != "context.safetensors"
+        p for p in (tmp_path / "out").glob("*.safetensors") if p.name != "evidence.safetensors"
     ]
     held = {name: path.name for path in shards for name in makers.read_arrays(path)}
     sizes = [array.size for path in shards for array in makers.read_arrays(path).values()]
@@ -139,6 +141,10 @@ def test_transformers_loads_it_without_a_missing_or_unexpected_tensor(
 def test_our_loader_gets_what_the_roster_says(world: World, whole: Path) -> None:
     mixture = load_release(whole, routing="token")
     assert mixture.names == ["anchor", *sorted(RANKS)]
+    held = release_arrays(whole)
+    assert np.array_equal(mixture.routing.table_SV.numpy(), held["evidence"])
+    for number, layer in enumerate(mixture.backbone.model.layers):
+        assert np.array_equal(layer.mlp.token_rows.numpy(), held[OLMO2.gate(number)])
 
 
 @pytest.mark.parametrize("name", ["anchor", "amy", "bob"])
@@ -157,7 +163,7 @@ def test_an_export_is_the_dense_model_with_the_experts_matrices(
         for matrix in MATRICES:
             mine = got.pop(OLMO2.dense(layer, matrix))
             assert np.array_equal(mine, held[OLMO2.mixed(layer, slot, matrix)])
-    assert got.keys() == {n for n in held if ".mlp." not in n and "context" not in n}
+    assert got.keys() == {n for n in held if ".mlp." not in n and n != "evidence"}
     model, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "dense", output_loading_info=True, dtype="auto"
     )

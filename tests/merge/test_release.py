@@ -245,19 +245,24 @@ def test_shared_weights_are_those_of_the_anchors_paper(release: Path) -> None:
         verify_release(release)
 
 
-@pytest.mark.parametrize("file", ["router.safetensors", "context.safetensors"])
+@pytest.mark.parametrize(
+    ("file", "numbers"), [("router.safetensors", 8), ("evidence.safetensors", 32)]
+)
 @pytest.mark.parametrize("slot", [0, 1])
-def test_other_rows_with_a_roster_that_fits_are_found(release: Path, file: str, slot: int) -> None:
-    path = release / file
-    row_bytes = 8 * 4
-    flip(path, path.stat().st_size - (5 - slot) * row_bytes)  # last layer, this slot's row
-    data = path.read_bytes()
-    begin = len(data) - (5 - slot) * row_bytes
-    row = digest_bytes(data[begin : begin + row_bytes])
-    kind = "token" if file.startswith("router") else "context"
+def test_other_rows_with_a_roster_that_fits_are_found(
+    release: Path, file: str, numbers: int, slot: int
+) -> None:
+    path, row_bytes = release / file, 4 * numbers
+    begin = path.stat().st_size - (5 - slot) * row_bytes  # of the last layer, this slot's row
+    flip(path, begin)
+    digest = digest_bytes(path.read_bytes()[begin : begin + row_bytes])
 
     def fit(roster: dict[str, Any]) -> None:
-        roster["experts"][slot]["rows"][kind][1] = row
+        rows = roster["experts"][slot]["rows"]
+        if file.startswith("router"):
+            rows["token"][1] = digest
+        else:
+            rows["evidence"] = digest
 
     seal(release, fit)
     with pytest.raises(IntegrityError, match=r"rows are not zero|signed"):

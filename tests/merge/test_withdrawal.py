@@ -60,7 +60,7 @@ def test_the_receipt_tells_who_left_and_what_was_removed(
     assert receipt.order == orders.verify_order(order).digest
     assert (receipt.roster_before, receipt.roster_after) == (before.digest, done.digest)
     bob = before.expert("bob")
-    rows = {f"layers.{n}.context.2": digest for n, digest in enumerate(bob.rows.context)}
+    rows = {"evidence.2": bob.rows.evidence}
     rows |= {
         f"model.layers.{n}.mlp.gate.weight.2": digest for n, digest in enumerate(bob.rows.token)
     }

@@ -124,31 +124,85 @@ def test_sampling_follows_the_models_probabilities(tiny_world):
         assert abs(texts.count(text) / count - share) < 5 * spread + 1 / count
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("routing", ["context", "token"])
 @pytest.mark.parametrize("chosen", [OWNERS, ("bob",), ()])
-def test_shares_are_the_mean_weights_of_real_positions(tiny_world, routing, chosen):
-    mixture = tiny_world.load(*OWNERS, routing=routing)
+def test_shares_are_the_summed_weights_of_real_positions(tiny_world, routing, chosen, top_k):
+    mixture = tiny_world.load(*OWNERS, routing=routing, top_k=top_k)
     tokens = tiny.random_tokens(2, 13)
     documents = torch.tensor([[0] * 5 + [1] * 8, [1] * 9 + [-1] * 4])
-    seen = []
-    for layer in mixture.backbone.model.layers:
-        layer.mlp.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))
+    seen = watch_weights(mixture)
     with mixture.only(*chosen), mixture.watching() as shares:
         mixture.score(tokens, documents)
+        slots = list(mixture.routing.slots)
     real = documents[:, :-1] >= 0
-    torch.testing.assert_close(shares.sum(1), torch.full((2,), float(real.sum())).double())
-    absent = [n for n, name in enumerate(mixture.names[1:], 1) if name not in chosen]
+    if len(slots) == 4 and top_k == 2:
+        assert (shares.sum(1) < float(real.sum())).all(), "kept weights are not renormalised"
+    else:
+        torch.testing.assert_close(shares.sum(1), torch.full((2,), float(real.sum())).double())
+    absent = [n for n in range(len(mixture.names)) if n not in slots]
     assert shares[:, absent].abs().sum() == 0
-    from moiety.model import Borders
+    for layer, weights in enumerate(seen):
+        torch.testing.assert_close(weights[real].double().sum(0), shares[layer, slots])
 
-    with mixture.only(*chosen):
-        borders = Borders.from_documents(documents[:, :-1])
-        with mixture.routing.documents(borders):
-            mixture.routing.current = type(mixture.routing.current)(borders=borders)
-            for layer, (module, hidden) in enumerate(seen):
-                weights = module.weights(hidden)[real].double().sum(0)
-                kept = shares[layer, list(mixture.routing.slots)]
-                torch.testing.assert_close(weights, kept, rtol=1e-5, atol=1e-5)
+
+def watch_weights(mixture):
+    """What each layer's router gave in the latest pass, by layer."""
+    seen = [None] * tiny.LAYERS
+    for number, layer in enumerate(mixture.backbone.model.layers):
+        mlp, weigh = layer.mlp, layer.mlp.weights
+
+        def kept(hidden, number=number, weigh=weigh):
+            seen[number] = weigh(hidden)
+            return seen[number]
+
+        mlp.weights = kept
+    return seen
+
+
+def score(mixture, tokens):
+    mixture.score(tokens, torch.zeros_like(tokens))
+
+
+def generate(mixture, _tokens):
+    mixture.generate(tiny.PROMPTS, temperature=0, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_every_layer_follows_one_decision_where_evidence_decides(tiny_world, top_k):
+    tokens = tiny.random_tokens(2, 13)
+    for routing, same in (("context", True), ("token", False)):
+        mixture = tiny_world.load(*OWNERS, routing=routing, top_k=top_k)
+        seen, uses = watch_weights(mixture), (score, tiny.logits_of, generate)
+        for use in uses:
+            use(mixture, tokens)
+            first, *others = seen
+            assert all(torch.equal(first, other) for other in others) == same
+
+
+def test_who_else_is_in_a_release_changes_nothing_in_an_experts_odds(tiny_world):
+    tokens = tiny.random_tokens(2, 13)
+    odds = []
+    for team in (OWNERS, ("bob",)):
+        mixture = tiny_world.load(*team)
+        seen = watch_weights(mixture)
+        tiny.logits_of(mixture, tokens)
+        odds.append(seen[0][:, :, mixture.names.index("bob")] / seen[0][:, :, 0])
+    torch.testing.assert_close(odds[0], odds[1], rtol=1e-5, atol=1e-6)
+
+
+def test_evidence_needs_tokens_and_token_rows_do_not(tiny_world):
+    tokens = tiny.random_tokens(1, 6)
+    for routing in ("context", "token"):
+        mixture = tiny_world.load("amy", routing=routing)
+        words = mixture.backbone.get_input_embeddings()(tokens)
+        if routing == "context":
+            with pytest.raises(ConfigError, match="reads tokens"):
+                mixture.backbone(inputs_embeds=words, use_cache=False)
+            continue
+        with torch.inference_mode():
+            found = mixture.backbone(inputs_embeds=words, use_cache=False).logits
+        assert torch.equal(found, tiny.logits_of(mixture, tokens))
 
 
 def test_nothing_is_watched_after_the_block(mixture):
@@ -197,7 +251,7 @@ def test_tensors_that_do_not_fit_are_an_error_with_a_place(tiny_world, tmp_path)
             [folder / "expert-anchor.safetensors", tmp_path / "odd.safetensors"],
             [None, None],
             router=folder / "router.safetensors",
-            context=folder / "context.safetensors",
+            evidence=folder / "evidence.safetensors",
             top_k=2,
         )
     assert "layer" in caught.value.where

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,29 +76,51 @@ def test_a_sampled_document_stays_on_its_side_of_the_split(tiny_anchor, tmp_path
     assert sides[0] == sides[1]
 
 
-def test_the_probe_holds_the_states_before_each_block_and_their_means(tiny_anchor, tmp_path):
+@pytest.fixture(scope="module")
+def probed(tiny_anchor, tmp_path_factory):
+    """An aligned public text, and two probes of it."""
+    folder = tmp_path_factory.mktemp("probed")
     tokenizer, separator = load_tokenizer(tiny_anchor)
     _, text = pack_split(
         sample_sources(tiny_anchor).documents(Skipped()),
         tokenizer,
-        tmp_path / "text",
+        folder / "text",
         window_tokens=64,
         separator=separator,
         heldout_fraction=0.4,
     )
-    backbone = load_dense(tiny_anchor)
     for name in ("one", "two"):
-        write_probe(backbone, text, tmp_path / name)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    probe = load_file(tmp_path / "one")
-    every = states_by_hand(backbone, text)
+        write_probe(load_dense(tiny_anchor), text, folder / name)
+    return text, folder / "one", folder / "two"
+
+
+def test_the_probe_holds_the_states_before_each_block(tiny_anchor, probed):
+    text, one, two = probed
+    assert one.read_bytes() == two.read_bytes()
+    probe = load_file(one)
+    every = states_by_hand(load_dense(tiny_anchor), text)
     for layer in range(tiny.LAYERS):
-        for kind in ("token", "context"):
-            found = probe[f"layers.{layer}.{kind}"]
-            assert 8 <= len(found) <= 512
-            gap = nearest(found, every[layer, kind])
-            assert float(gap.max()) < 1e-4
-        assert len(probe[f"layers.{layer}.token"]) == len(probe[f"layers.{layer}.context"])
+        found = probe[f"layers.{layer}.token"]
+        assert 8 <= len(found) <= 512
+        assert float(nearest(found, every[layer]).max()) < 1e-4
+
+
+def test_the_probe_holds_the_beginnings_of_public_documents(probed):
+    text, one, _ = probed
+    beginnings = set()
+    for document in range(text.num_documents):
+        window = text.windows([text.windows_of(np.array([document]))[0]])
+        inside = (window.documents[0, :64] == document).tolist()
+        assert inside == sorted(inside, reverse=True), "an aligned document begins its window"
+        kept = [t if real else -1 for t, real in zip(window.tokens[0], inside, strict=False)]
+        beginnings.add(tuple(map(int, kept)))
+    tokens = load_file(one)[anchors.TOKENS]
+    assert tokens.dtype == torch.int32
+    found = [tuple(row) for row in tokens.tolist()]
+    assert len(found) == len(set(found)) == min(text.num_documents, sample._WINDOWS)
+    assert set(found) <= beginnings
+    assert {row[0] for row in found} == {text.separator}
+    assert (tokens < 0).any(), "some document must end early for this to say anything"
 
 
 def nearest(found, every):
@@ -106,7 +129,7 @@ def nearest(found, every):
 
 
 def states_by_hand(backbone, text):
-    """Every state at a real position of every window, and the means over documents so far."""
+    """Every state at a real position of every window, by layer."""
     found, kept = {}, []
     for layer in backbone.model.layers:
         layer.mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0][0]))
@@ -117,10 +140,8 @@ def states_by_hand(backbone, text):
             backbone(input_ids=torch.from_numpy(one.tokens[:, :-1]), use_cache=False)
         documents = one.documents[0, :-1].tolist()
         for at in (at for at, document in enumerate(documents) if document >= 0):
-            begin = documents.index(documents[at])
             for layer, states in enumerate(kept):
-                found.setdefault((layer, "token"), []).append(states[at])
-                found.setdefault((layer, "context"), []).append(states[begin : at + 1].mean(0))
+                found.setdefault(layer, []).append(states[at])
     return {key: torch.stack(parts) for key, parts in found.items()}
 
 

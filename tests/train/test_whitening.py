@@ -18,41 +18,36 @@ def states_of(count, width, seed=0):
     return torch.randn(count, width, generator=generator) * wide @ turn + 5
 
 
-def by_hand(states, centred):
-    """The centre and the inverse square root of the shrunk second moment."""
+def by_hand(states):
+    """The inverse square root of the shrunk second moment."""
     states = states.double()
-    centre = states.mean(dim=0) if centred else torch.zeros(states.shape[1], dtype=torch.double)
-    moment = (states - centre).T @ (states - centre) / len(states)
+    moment = states.T @ states / len(states)
     width = len(moment)
     moment += SHRINKAGE * moment.trace() / width * torch.eye(width, dtype=torch.double)
     values, vectors = torch.linalg.eigh(moment)
-    return centre, vectors @ torch.diag(values**-0.5) @ vectors.T
+    return vectors @ torch.diag(values**-0.5) @ vectors.T
 
 
-@pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("count", [200, 24, 7])
-def test_a_folded_row_is_the_row_of_whitened_states(count, centred):
+def test_a_folded_row_is_the_row_of_whitened_states(count):
     states = states_of(count, 24)
-    whitening = Whitening(states, centred=centred)
-    centre, root = by_hand(states, centred)
-    row = torch.randn(25, generator=torch.Generator().manual_seed(1))
+    whitening, root = Whitening(states), by_hand(states)
+    row = torch.randn(24, generator=torch.Generator().manual_seed(1))
     seen = states_of(50, 24, seed=2).double()
-    whitened = (seen - centre) @ root @ row[:24].double() + (float(row[24]) if centred else 0)
-    folded = whitening.fold(row if centred else row[:24]).double()
-    found = seen @ folded[:24] + (folded[24] if centred else 0)
-    torch.testing.assert_close(found, whitened, rtol=1e-3, atol=1e-3)
+    found = seen @ whitening.fold(row).double()
+    torch.testing.assert_close(found, seen @ root @ row.double(), rtol=1e-3, atol=1e-3)
     found = whitening(seen.float()).double()
-    torch.testing.assert_close(found, (seen - centre) @ root, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found, seen @ root, rtol=1e-3, atol=1e-3)
 
 
-def test_without_a_centre_the_origin_stays():
-    assert not Whitening(states_of(60, 8), centred=False).centre_D.any()
+def test_the_origin_stays_where_it_is():
+    assert not Whitening(states_of(60, 8))(torch.zeros(1, 8)).any()
 
 
 def test_a_gradient_reaches_the_row_and_nothing_of_the_whitening():
-    whitening = Whitening(states_of(60, 8), centred=True)
-    row = torch.zeros(9, requires_grad=True)
-    (whitening.fold(row) @ torch.ones(9)).backward()
+    whitening = Whitening(states_of(60, 8))
+    row = torch.zeros(8, requires_grad=True)
+    (whitening.fold(row) @ torch.ones(8)).backward()
     assert row.grad is not None
     assert row.grad.abs().min() > 0
     assert not list(whitening.parameters())
@@ -63,8 +58,7 @@ def test_every_owner_of_an_anchor_whitens_alike(bench):
     probe = load_file(bench.anchor / "public/probe.safetensors")
     for seed in (1, 2):
         for number, layer in enumerate(bench.pair(tiny.settings(f"seed={seed}")).layers):
-            centre, root = by_hand(probe[f"layers.{number}.context"], True)
-            found = layer.context_whitening.fold(torch.ones(tiny.WIDTH + 1))[:-1].double()
+            found = layer.whitening.fold(torch.ones(tiny.WIDTH)).double()
+            root = by_hand(probe[f"layers.{number}.token"])
             expected = root @ torch.ones(tiny.WIDTH, dtype=torch.double)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-            torch.testing.assert_close(layer.context_whitening.centre_D.double(), centre)

@@ -32,7 +32,7 @@ left the owner, and it is of no use without that anchor.
 
 ## How it was made
 
-{method}; the rows that route to it read {routing}. On the anchor's own public text the anchor
+{method}; it is routed to by {routing}. On the anchor's own public text the anchor
 has {anchor_bits:.3f} bits per byte, and {pair_bits:.3f} with this expert beside it.
 
 ## Privacy

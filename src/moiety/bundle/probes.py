@@ -41,7 +41,7 @@ def open_probe(path: Path, paper: AnchorPaper) -> TensorFile:
     try:
         if probe.digest_file() != claim.sha256:
             raise IntegrityError("not the probe the anchor's paper describes", where=path)
-        _check_tokens(probe)
+        _check_tokens(probe, paper.vocab)
         for layer in range(paper.num_layers):
             _check_shape(probe, layer, paper.width)
     except BaseException:
@@ -51,13 +51,7 @@ def open_probe(path: Path, paper: AnchorPaper) -> TensorFile:
 
 
 def check_states(probe: TensorFile, paper: AnchorPaper) -> None:
-    """Raises ``FormatError`` unless the probe's tokens are some, and states differ like states.
-
-    That is, every state is a number, and they differ, but not absurdly.
-    """
-    tokens_WT = probe.read(TOKENS)
-    if tokens_WT.min() < -1 or tokens_WT.max() >= paper.vocab or (tokens_WT[:, 0] < 0).any():
-        raise FormatError("no tokens of this anchor", where=f"{probe.path}: {TOKENS}")
+    """Raises ``FormatError`` unless every state is a number and states differ, but not absurdly."""
     for layer in range(paper.num_layers):
         name = states_name(layer)
         states_ND = probe.read(name).astype(np.float64)
@@ -74,12 +68,15 @@ def states_name(layer: int) -> str:
     return f"layers.{layer}.token"
 
 
-def _check_tokens(probe: TensorFile) -> None:
+def _check_tokens(probe: TensorFile, vocabulary: int) -> None:
     span = probe.spans.get(TOKENS)
     if span is None or span.dtype != "I32" or len(span.shape) != 2 or min(span.shape) < 1:
         raise FormatError("no tokens", where=probe.path)
     if span.shape[0] * span.shape[1] > TOKENS_MAX:
         raise FormatError("too many tokens", where=probe.path)
+    tokens_WT = probe.read(TOKENS)
+    if tokens_WT.min() < -1 or tokens_WT.max() >= vocabulary or (tokens_WT[:, 0] < 0).any():
+        raise FormatError("no tokens of this anchor", where=f"{probe.path}: {TOKENS}")
 
 
 def _check_shape(probe: TensorFile, layer: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""The public sample that goes with an anchor, and the states at which router rows are probed.
+"""The public sample of an anchor, and its probe, on which tables and rows are judged.
 
 Legend: N probe position, D width, W window, T position.
 """
