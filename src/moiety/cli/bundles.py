@@ -193,7 +193,7 @@ def _proxies(path: Path, allowed: set[str] | None) -> dict[str, Any]:
     signing.check_allowed(found.key or "nobody", allowed, path)
     facts = found.proxies.model_dump()
     facts["documents"] = f"{len(found.proxies.documents)} documents"
-    flags = ["form only: whether the documents exist shows when rows are tuned"]
+    flags = ["form only: whether the documents exist shows when a release is tuned"]
     flags += [] if found.key else ["not signed: anybody may have written it"]
     return {"kind": "proxies", "key": found.key, "flags": flags} | facts
 

@@ -67,7 +67,7 @@ def proxies(
     )
     screen.say("most alike:", *(f"  {words}" for words in done.most_alike))
     if done.taken_for_own < count / 10:
-        screen.note("hardly any looks like yours: rows tuned on them may leave your text alone")
+        screen.note("hardly any looks like yours: a router tuned on them may leave your text alone")
     if key is None:
         screen.note("not signed: with --key a coordinator can tell that it is yours")
     screen.note("it tells which public documents resemble your text: look before you send it")

@@ -125,7 +125,7 @@ def _train(
         if before == after:
             flags.append(f"{tunable.title}: nothing was won, they are as they were")
     if jobs.frozen_digest(mixture.backbone) != frozen:
-        raise StateError("a frozen tensor changed while rows were tuned", where=plan.release)
+        raise StateError("a frozen tensor changed while the router was tuned", where=plan.release)
     return held_arrays(mixture), heldout, flags
 
 

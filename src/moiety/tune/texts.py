@@ -1,4 +1,4 @@
-"""What rows are tuned on: the public sample, and each owner's proxies, which are part of it.
+"""What a router is tuned on: the public sample, and each owner's proxies, which are part of it.
 
 Legend: B window, T position.
 """
