@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from moiety.errors import StateError
-from moiety.evaluate import bootstrap, charts, report, tables
+from moiety.evaluate import bootstrap, charts, pages, report, tables
 from moiety.evaluate.bootstrap import TextScores
 from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
 from moiety.evaluate.routing import TokenShare
@@ -372,5 +372,5 @@ def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
 
 
 def test_no_negative_zero_is_shown():
-    assert report.show_signed(-0.0001) == "+0.000"
-    assert report.show_share(-0.00001) == "0.0 %"
+    assert pages.show_signed(-0.0001) == "+0.000"
+    assert pages.show_share(-0.00001) == "0.0 %"

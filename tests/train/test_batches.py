@@ -15,7 +15,7 @@ WINDOWS = 4
 def make(bench, seed):
     """Three own windows and one public."""
     return StepBatches(
-        bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4, crowd=0.5), seed
+        bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4), seed
     )
 
 
@@ -41,7 +41,6 @@ def test_a_step_is_the_same_whatever_was_asked_before(bench, batches):
         again = whole(fresh, step)
         assert torch.equal(again.inputs_BT, forwards[step].inputs_BT)
         assert torch.equal(again.targets_BT, forwards[step].targets_BT)
-        assert torch.equal(again.crowd_B, forwards[step].crowd_B)
     other = make(bench, seed=6)
     assert not torch.equal(whole(other, 0).inputs_BT, forwards[0].inputs_BT)
 
@@ -83,7 +82,7 @@ def test_targets_are_the_next_tokens_and_padding_has_none(bench):
 def test_micro_batches_are_the_step_cut_up(batches, size):
     for step in range(4):
         step_whole, parts = whole(batches, step), list(batches.micro(step, size, "cpu"))
-        of_window = ("own_B", "by_token_B", "crowd_B")
+        of_window = ("own_B", "by_token_B")
         for name in ("inputs_BT", "targets_BT", "documents_BT", "balance_BT", *of_window):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(step_whole, name))
@@ -121,29 +120,6 @@ def test_token_rows_route_a_share_of_each_kind_of_window(bench, share, chosen):
     for size in (0, 5):
         parts = [part.by_token_B for part in batches.micro(0, size, "cpu")]
         assert torch.cat(parts).nonzero()[:, 0].tolist() == chosen
-
-
-def crowds(bench, steps=200, **shares):
-    """What is taken from each window's logits over many steps, and the windows' kinds."""
-    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(3, 1, **shares), 5)
-    found = [whole(batches, step) for step in range(steps)]
-    return (torch.stack([getattr(b, name) for b in found]) for name in ("crowd_B", "by_token_B"))
-
-
-def test_a_crowd_is_imagined_only_in_own_windows_that_evidence_routes(bench):
-    crowd, by_token = crowds(bench, token=0.25, crowd=1.0)
-    assert not crowd[:, 3].any(), "the public window"
-    assert torch.equal(crowd[:, :3] > 0, ~by_token[:, :3])
-    assert not next(iter(crowds(bench, token=0.25))).any(), "without being asked there is none"
-
-
-def test_a_crowd_is_as_large_as_it_is_said_to_be(bench):
-    crowd, _ = crowds(bench, steps=400, crowd=0.3)
-    there = crowd[:, :3] > 0
-    assert abs(float(there.float().mean()) - 0.3) < 5 * (0.3 * 0.7 / there.numel()) ** 0.5
-    mass = crowd[:, :3][there].double().expm1().log()
-    assert abs(float(mass.mean()) - 0.5) < 5 / len(mass) ** 0.5
-    assert abs(float(mass.std()) - 1.0) < 5 / (2 * len(mass)) ** 0.5
 
 
 def test_without_public_text_there_is_nothing_to_weigh_against(bench):

@@ -25,14 +25,13 @@ def pair_logits(pair, tokens, documents=None, **how):
     return logits(pair.backbone, tokens)
 
 
-def expert_release(bench, folder, pair, *more):
-    """The release of the pair's expert, and of other owners' arrays, as a mixture."""
+def expert_release(bench, folder, pair):
+    """The release of the pair's expert alone, as a mixture."""
     from moiety.merge import load_release, merge
 
     arrays = {name: tensor.numpy() for name, tensor in pair.expert_tensors().items()}
-    everybody = zip(("amy", "bob", "cat"), (arrays, *more), strict=False)
-    bundles = [tiny.make_bundle(folder, bench.anchor, owner, held) for owner, held in everybody]
-    merge(bench.anchor, bundles, folder / "release")
+    bundle = tiny.make_bundle(folder, bench.anchor, "amy", arrays)
+    merge(bench.anchor, [bundle], folder / "release")
     return load_release(folder / "release")
 
 
@@ -110,22 +109,6 @@ def test_windows_routed_by_the_token_rows_are_what_a_release_computes_by_them(be
     expected = by_evidence_and_by_token(expert_release(bench, tmp_path, pair), tokens)
     found = pair_logits(pair, tokens, by_token_B=torch.tensor([False, True]))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_crowd_takes_what_that_many_experts_like_the_anchor_would_take(bench, tmp_path):
-    pair, tokens = random_pair(bench), tiny.random_tokens(2, 20)
-    copy = {}
-    for name, tensor in bench.pair(tiny.settings()).expert_tensors().items():
-        copy[name] = (0 * tensor if "router." in name else tensor).numpy()
-    mixture = expert_release(bench, tmp_path, pair, copy, copy)
-    assert mixture.names == ["anchor", "amy", "bob", "cat"]
-    crowd, by_token = torch.full((2,), math.log(1 + 2)), torch.tensor([False, True])
-    found = pair_logits(pair, tokens, by_token_B=by_token, crowd_B=crowd)
-    expected = by_evidence_and_by_token(mixture, tokens)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    quiet = pair_logits(pair, tokens, by_token_B=by_token, crowd_B=torch.zeros(2))
-    assert torch.equal(quiet, pair_logits(pair, tokens, by_token_B=by_token))
-    assert (quiet - found).abs().amax(dim=(1, 2)).min() > 0.05
 
 
 def states_before(layers, run):

@@ -182,7 +182,8 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
     means they must agree in any case.
     """
     claims: list[tuple[str, str, str | None]] = [(EVIDENCE, expert.rows.evidence, "F32")]
-    claims += [(token_row(n), row, roster.dtype) for n, row in enumerate(expert.rows.token)]
+    rows = enumerate(expert.rows.token)
+    claims += [(token_row(layer), digest, roster.dtype) for layer, digest in rows]
     if expert.delta is not None:
         signed = {name for pair in layout.factor_names(roster.num_layers) for name in pair}
         tables = [expert.delta, expert.tensors] if roster.holds_factors(expert) else [expert.delta]

@@ -4,12 +4,12 @@ Legend: B request, T position in this pass, E expert, V vocabulary.
 
 Every expert has a table: how much more frequent each token is in its owner's text than in the
 public sample, as a logarithm. The logit at position t is the sum of the table's entries over the
-tokens of the same document up to and including t, times ``w / (t + w)`` with ``w`` the family's
-``WITNESSES``: nearly the sum at first, so that little text says little, and ``w`` times the mean
-in the end, because tokens of one document repeat each other. It is a function of the tokens alone:
-no expert has touched what decides, so every layer follows one decision, and who else is in a
-release changes nothing in it. At generation the state it needs is one running sum an expert, and a
-count; it lives in the key-value cache, because it must be reordered, copied and dropped with it.
+tokens of the same document up to and including t, times ``w / (t + w)`` with ``w`` the
+``WITNESSES``: nearly the sum at first, so that little text says little, and ``w`` times the mean in
+the end, because tokens of one document repeat each other. It is a function of the tokens alone: no
+expert has touched what decides, so every layer follows one decision, and who else is in a release
+changes nothing in it. At generation the state it needs is one running sum an expert, and a count;
+it lives in the key-value cache, because it must be reordered, copied and dropped with it.
 
 Source: naive Bayes (Maron 1961) for the sum of log-ratios; the bound on it is ours (docs/log.md).
 """
