@@ -14,9 +14,7 @@ WINDOWS = 4
 
 def make(bench, seed):
     """Three own windows and one public."""
-    return StepBatches(
-        bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4), seed
-    )
+    return StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4), seed)
 
 
 def make_own(bench, windows):
