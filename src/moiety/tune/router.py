@@ -20,7 +20,7 @@ from moiety.tune.texts import TuningTexts, check_exist, pack_texts
 
 DEFAULT_STEPS = 200
 _DEFAULTS = ("optim.learning_rate=0.01", "budget.judge_every=25")
-"""A step moves a row, and the offset of a table, by at most a hundredth of its size."""
+"""A step moves a row or a table by at most a hundredth of its size."""
 
 _START = "start.json"
 

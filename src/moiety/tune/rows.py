@@ -3,14 +3,15 @@
 Legend: B window, T position, S slot, O owner (a slot but the anchor's), V vocabulary, D width.
 
 Everything else of the mixture is frozen, and the anchor's table and rows stay zero: the others are
-measured against them. What is trained are corrections that begin at zero, in units of the size of
-what they correct, so that one learning rate fits both kinds, all layers and any anchor, and so that
+measured against them. What is trained are corrections that begin at zero, in units that make one
+learning rate fit both kinds, all layers and any anchor, so that
 ``optim.weight_decay`` pulls towards the tables and rows of the bundles.
 
-A row gets a correction of each of its numbers. A table gets two numbers, a scale and an offset: it
-was counted on more of its owner's text than proxies are, so its shape is right. What may be wrong
-is how much a text of many tokens says, since they repeat each other, and from where on it speaks
-for the owner.
+A row gets a correction of each of its numbers, in units of the size of the layer's rows. A table
+gets two numbers, a scale and an offset: it was counted on more of its owner's text than proxies
+are, so its shape is right. What may be wrong is how much a text of many tokens says, since they
+repeat each other, and from where on it speaks for the owner. The scale is told as its logarithm,
+the offset in nats of the logit that it moves a long text by.
 
 Source: a logit scaled and moved to fit, Platt 1999 (Probabilistic outputs for support vector
 machines).
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from moiety.data import DocumentNats, PackedText
-from moiety.family import ENTRY_MAX, EVIDENCE_TABLE, OLMO2
+from moiety.family import ENTRY_MAX, EVIDENCE_TABLE, OLMO2, WITNESSES
 from moiety.model import Borders, Mixture, training_loss
 from moiety.train import TrainConfig, jobs
 from moiety.tune.texts import PUBLIC, StepWindows, TuningTexts
@@ -36,7 +37,7 @@ from moiety.tune.texts import PUBLIC, StepWindows, TuningTexts
 class TunableTables:
     """The tables of evidence, each owner's with a trainable scale and offset.
 
-    ``corrections``: ``evidence.scale`` (its logarithm) and ``evidence.offset``, both ``[O]``.
+    ``corrections``: ``evidence.scale`` and ``evidence.offset``, both ``[O]``.
     """
 
     kind, title = "evidence", "tables of evidence"
@@ -44,16 +45,15 @@ class TunableTables:
     def __init__(self, mixture: Mixture) -> None:
         self.routing = mixture.routing
         self.own_SV = self.routing.table_SV.detach().clone()
-        self.sizes_O = _sizes(self.own_SV[1:], dim=1)
         self.corrections = {
-            f"evidence.{name}": nn.Parameter(torch.zeros_like(self.sizes_O))
+            f"evidence.{name}": nn.Parameter(torch.zeros_like(self.own_SV[1:, 0]))
             for name in ("scale", "offset")
         }
 
     def place(self) -> None:
         """Puts the corrected tables into the mixture, with a way back for the gradient."""
         scale_O, offset_O = self.corrections.values()
-        table_OV = self.own_SV[1:] * scale_O.exp()[:, None] + (self.sizes_O * offset_O)[:, None]
+        table_OV = self.own_SV[1:] * scale_O.exp()[:, None] + offset_O[:, None] / WITNESSES
         bounded_OV = table_OV.clamp(-ENTRY_MAX, ENTRY_MAX)
         self.routing.table_SV = torch.cat([self.own_SV[:1], bounded_OV])
 
@@ -82,7 +82,8 @@ class TunableRows:
         """Puts the corrected rows into the mixture, with a way back for the gradient."""
         changes = self.corrections.values()
         for layer, rows_SD, change_OD in zip(self.layers, self.own, changes, strict=True):
-            size = _sizes(rows_SD[1:].flatten(), dim=0)
+            size = rows_SD[1:].square().mean().sqrt()
+            size = torch.where(size > 0, size, 1.0)  # rows of zeros must be able to grow
             layer.token_rows = torch.cat([rows_SD[:1], rows_SD[1:] + size * change_OD])
 
     def put_back(self) -> None:
@@ -92,12 +93,6 @@ class TunableRows:
 
 
 Tunable = TunableTables | TunableRows
-
-
-def _sizes(rows: Tensor, dim: int) -> Tensor:
-    """Root mean square; one where there is nothing but zeros, which must be able to grow."""
-    sizes = rows.square().mean(dim=dim).sqrt()
-    return torch.where(sizes > 0, sizes, 1.0)
 
 
 def held_arrays(mixture: Mixture) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
