@@ -57,6 +57,28 @@ LINES = {
     "withdraw REL amy --order ORDER.json --in-place": {"out": None, "in_place": True},
     "admit REL a.expert --out DIR": {"release": Path("REL"), "bundle": Path("a.expert")},
     "export REL --only amy --out DIR": {"only": "amy"},
+    "proxies ANCHOR a.txt b.txt --owner amy --out P.json": {
+        "data": ["a.txt", "b.txt"],
+        "owner": "amy",
+        "key": None,
+        "documents": None,
+    },
+    "proxies ANCHOR a.txt --owner amy --key KEY.pem --documents 64 --out P.json": {
+        "key": Path("KEY.pem"),
+        "documents": 64,
+    },
+    "tune-router REL --anchor A --proxies P.json --proxies Q.json --out DIR": {
+        "anchor": Path("A"),
+        "proxies": [Path("P.json"), Path("Q.json")],
+        "steps": 200,
+        "resume": False,
+    },
+    "tune-router REL --anchor A --proxies P --out D --steps 9 --set a.b=c --resume": {
+        "steps": 9,
+        "set_": ["a.b=c"],
+        "resume": True,
+    },
+    "untune REL --out DIR": {"release": Path("REL"), "out": Path("DIR")},
     "eval REL --data x=1 y=2": {"data": ["x=1"], "more": ["y=2"]},
     "eval REL --data x=1 --data y=2": {"data": ["x=1", "y=2"]},
     "eval REL --data x=1 --routing context --out DIR --json": {

@@ -31,6 +31,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "signature.json, order.json, receipt.json: the envelope": Envelope,
     "The order inside": papers.WithdrawalOrder,
     "The receipt inside": papers.Receipt,
+    "proxies.json": papers.Proxies,
     "roster.json": Roster,
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,

@@ -19,7 +19,7 @@ LAYERS = """
 __init__ __main__
 cli
 demo study
-serve evaluate audit hub
+serve evaluate audit hub tune
 baselines
 merge train
 model data privacy bundle

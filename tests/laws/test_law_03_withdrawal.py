@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.merge.worlds import RANKS, World, assert_same_tree, make_world, tree
 
 from moiety.bundle import signing
-from moiety.merge import admit, merge, verify_receipt_against, verify_release, withdraw
+from moiety.merge import admit, merge, verify_release
+from moiety.merge.withdrawal import verify_receipt_against, withdraw
 from moiety.tensors import open_tensors
 
 OWNERS = sorted(RANKS)

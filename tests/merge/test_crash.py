@@ -15,7 +15,8 @@ import pytest
 from tests.merge.worlds import World, assert_same_tree
 
 from moiety.errors import StateError
-from moiety.merge import merge, verify_release, withdraw
+from moiety.merge import merge, verify_release
+from moiety.merge.withdrawal import withdraw
 
 SLOW_MERGE = """
 import sys, time

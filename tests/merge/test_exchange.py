@@ -14,7 +14,8 @@ from tests.merge.worlds import World, assert_same_tree
 
 from moiety import files
 from moiety.files import new_folder
-from moiety.merge import merge, verify_release, withdraw
+from moiety.merge import merge, verify_release
+from moiety.merge.withdrawal import withdraw
 
 REPLACING = """
 import itertools, sys

@@ -20,7 +20,8 @@ from moiety.errors import (
     TrustError,
 )
 from moiety.files import canonical_json, digest_file
-from moiety.merge import merge, open_release, verify_receipt_against, verify_release, withdraw
+from moiety.merge import merge, open_release, verify_release
+from moiety.merge.withdrawal import verify_receipt_against, withdraw
 
 
 @pytest.fixture

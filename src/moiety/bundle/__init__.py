@@ -5,7 +5,8 @@ The door is four modules and four names:
 - ``papers``   every paper as a type (``Manifest``, ``Terms``, ``AnchorPaper``, ``RunPaper``, ...)
 - ``signing``  ``new_key``, ``load_key``, ``load_public``
 - ``anchors``  ``write_anchor_paper``, ``open_anchor``, ``open_facts``, ``verify_anchor``
-- ``orders``   ``write_order``, ``verify_order``, ``sign_receipt``, ``verify_receipt``
+- ``orders``   ``write_order``, ``verify_order``, ``sign_receipt``, ``verify_receipt``,
+               ``write_proxies``, ``verify_proxies``
 - ``pack``, ``verify_bundle``, ``verify_manifest``, ``VerifiedBundle``
 """
 

@@ -1,4 +1,7 @@
-"""Withdrawal orders by owners and receipts by coordinators: signed papers of a few lines."""
+"""Short signed papers: withdrawal orders and proxies by owners, receipts by coordinators.
+
+Proxies may also come unsigned: they hold nothing but names of public documents.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moiety.bundle.manifests import verify_manifest
-from moiety.bundle.papers import Receipt, WithdrawalOrder, paper_bytes, parse_paper
+from moiety.bundle.papers import (
+    PROXIES_MAX_BYTES,
+    Proxies,
+    Receipt,
+    WithdrawalOrder,
+    paper_bytes,
+    parse_paper,
+)
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.signing import (
     ENVELOPE_MAX_BYTES,
@@ -16,7 +26,7 @@ from moiety.bundle.signing import (
     sign_envelope,
 )
 from moiety.errors import ConfigError, StateError
-from moiety.files import digest_bytes, read_limited, write_atomic
+from moiety.files import digest_bytes, parse_json, read_limited, write_atomic
 
 ORDER_MAX_BYTES = 64 * 2**10
 
@@ -41,6 +51,20 @@ class VerifiedReceipt:
     def __init__(self, seal: object, receipt: Receipt, key: str, data: bytes) -> None:
         check_seal(seal, "VerifiedReceipt")
         self.receipt = receipt
+        self.key = key
+        self.data = data
+        self.digest = digest_bytes(data)
+
+
+class VerifiedProxies:
+    """Proxies whose signature holds, or that bear none (``key`` is None then).
+
+    ``verify_proxies`` is its only maker. Whether ``key`` is the owner's is for the release to say.
+    """
+
+    def __init__(self, seal: object, proxies: Proxies, key: str | None, data: bytes) -> None:
+        check_seal(seal, "VerifiedProxies")
+        self.proxies = proxies
         self.key = key
         self.data = data
         self.digest = digest_bytes(data)
@@ -93,6 +117,26 @@ def verify_receipt(path: Path) -> VerifiedReceipt:
     data = read_limited(path, ENVELOPE_MAX_BYTES)
     opened = open_envelope(data, "receipt", path)
     return VerifiedReceipt(SEAL, parse_paper(Receipt, opened.payload, path), opened.key, data)
+
+
+def write_proxies(proxies: Proxies, key: Path | None, out: Path) -> str:
+    """Writes an owner's proxies, signed when there is a key. Returns the file's digest.
+
+    Raises:
+        StateError: something is at ``out``.
+    """
+    data = paper_bytes(proxies)
+    return _write_new(out, data if key is None else sign_envelope(data, "proxies", load_key(key)))
+
+
+def verify_proxies(path: Path) -> VerifiedProxies:
+    """Reads proxies. Raises ``TrustError`` unless they are, and a signature they bear holds."""
+    data = read_limited(path, PROXIES_MAX_BYTES)
+    value = parse_json(data, path)
+    if not isinstance(value, dict) or "payload" not in value:
+        return VerifiedProxies(SEAL, parse_paper(Proxies, data, path), None, data)
+    opened = open_envelope(data, "proxies", path)
+    return VerifiedProxies(SEAL, parse_paper(Proxies, opened.payload, path), opened.key, data)
 
 
 def _write_new(path: Path, data: bytes) -> str:

@@ -35,6 +35,13 @@ from moiety.files import (
 MANIFEST_MAX_BYTES = 4 * 2**20
 """A manifest of the largest expert we accept (1,024 layers, 8 tensors each) takes 2 MB."""
 
+PROXIES_MAX_BYTES = 2 * 2**20
+MAX_PROXIES = 16_384
+"""Documents of the public sample that one owner may name: their digests take 1.1 MB."""
+
+MIN_PROXIES = 2
+"""One to train on and one to judge on."""
+
 
 class Paper(BaseModel):
     """A part of a paper: frozen, strict, without unknown fields."""
@@ -330,6 +337,32 @@ class Receipt(Paper):
     roster_after: Digest
     removed: Annotated[dict[TensorName, Digest], Field(min_length=1, max_length=16_384)]
     issued: UtcTime
+
+
+Accuracy = Literal["under 60 %", "60-75 %", "75-90 %", "over 90 %"]
+
+
+class Proxies(Paper):
+    """``proxies.json``: the documents of the public sample that look most like an owner's text.
+
+    ``documents`` are the digests of their texts, sorted: which looked most alike is not told.
+    ``accuracy`` is how well the classifier that chose them tells own text from public text.
+    """
+
+    format: Literal["moiety.proxies/1"] = "moiety.proxies/1"
+    owner: Owner
+    anchor: Digest
+    sample_documents: Count
+    documents: Annotated[tuple[Digest, ...], Field(min_length=MIN_PROXIES, max_length=MAX_PROXIES)]
+    accuracy: Accuracy
+
+    @model_validator(mode="after")
+    def _a_set_from_the_sample(self) -> Proxies:
+        if list(self.documents) != sorted(set(self.documents)):
+            raise ValueError("documents are not sorted, or one occurs twice")
+        if len(self.documents) > self.sample_documents:
+            raise ValueError("more documents than the sample has")
+        return self
 
 
 class EnvelopeSignature(Paper):

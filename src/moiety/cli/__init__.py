@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moiety.cli import anchors, bundles, demo, doctor, releases, screen, studies, training, using
+from moiety.cli import (
+    anchors,
+    bundles,
+    demo,
+    doctor,
+    releases,
+    screen,
+    studies,
+    training,
+    tuning,
+    using,
+)
 from moiety.errors import MoietyError
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
@@ -35,11 +46,14 @@ app.command(rich_help_panel=OWNER)(training.train)
 app.add_typer(bundles.keys, name="keys", rich_help_panel=OWNER)
 app.command(rich_help_panel=OWNER)(bundles.pack)
 app.add_typer(bundles.order, name="order", rich_help_panel=OWNER)
+app.command(rich_help_panel=OWNER)(tuning.proxies)
 app.command(rich_help_panel=USER)(bundles.verify)
 app.command(rich_help_panel=COORDINATOR)(releases.merge)
 app.command(rich_help_panel=COORDINATOR)(releases.withdraw)
 app.command(rich_help_panel=COORDINATOR)(releases.admit)
 app.command(rich_help_panel=COORDINATOR)(releases.export)
+app.command("tune-router", rich_help_panel=COORDINATOR)(tuning.tune_router)
+app.command(rich_help_panel=COORDINATOR)(tuning.untune)
 app.command("eval", rich_help_panel=COORDINATOR)(using.eval_)
 app.command(rich_help_panel=COORDINATOR)(using.attribute)
 app.command(rich_help_panel=USER)(using.generate)

@@ -91,7 +91,9 @@ def pack(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Anchor, bundle, release, order or receipt.")],
+    path: Annotated[
+        Path, typer.Argument(help="Anchor, bundle, release, order, receipt or proxies.")
+    ],
     key: Annotated[
         list[Path] | None, typer.Option(help="KEY.pub that must have signed it; repeatable.")
     ] = None,
@@ -131,7 +133,14 @@ def _verify_folder(path: Path, allowed: set[str] | None, anchor: Path | None) ->
         from moiety.merge import verify_release
 
         found = verify_release(path)
-        return {"kind": "release", "digest": found.digest, "experts": ", ".join(found.names)}
+        tuning = found.roster.tuning
+        return {
+            "kind": "release",
+            "digest": found.digest,
+            "experts": ", ".join(found.names),
+            "strict": found.roster.strict,
+            "flags": [] if tuning is None else [f"not strict: {tuning.reason}"],
+        }
     if (path / "manifest.json").exists() or (path / "signature.json").exists():
         facts = None
         if anchor is not None:
@@ -162,21 +171,35 @@ def _verify_file(path: Path, allowed: set[str] | None, release: Path | None) -> 
         order_ = orders.verify_order(path)
         signing.check_allowed(order_.key, allowed, path)
         return {"kind": "order", "key": order_.key} | order_.order.model_dump()
+    if _kind(path) == "proxies":
+        return _proxies(path, allowed)
     if release is None:
         receipt = orders.verify_receipt(path)
         flags = ["signature and form only: name --release to check it against one"]
     else:
-        from moiety.merge import verify_receipt_against
+        from moiety.merge import withdrawal
 
-        receipt, flags = verify_receipt_against(path, release), []
+        receipt, flags = withdrawal.verify_receipt_against(path, release), []
     signing.check_allowed(receipt.key, allowed, path)
     facts = receipt.receipt.model_dump()
     facts["removed"] = f"{len(facts['removed'])} tensors"
     return {"kind": "receipt", "key": receipt.key, "flags": flags} | facts
 
 
+def _proxies(path: Path, allowed: set[str] | None) -> dict[str, Any]:
+    from moiety.bundle import orders, signing
+
+    found = orders.verify_proxies(path)
+    signing.check_allowed(found.key or "nobody", allowed, path)
+    facts = found.proxies.model_dump()
+    facts["documents"] = f"{len(found.proxies.documents)} documents"
+    flags = ["form only: whether the documents exist shows when a release is tuned"]
+    flags += [] if found.key else ["not signed: anybody may have written it"]
+    return {"kind": "proxies", "key": found.key, "flags": flags} | facts
+
+
 def _kind(path: Path) -> str:
-    """Which signed paper a file claims to be; the reader for it then decides."""
+    """Which paper a file claims to be; the reader for it then decides."""
     from moiety.files import parse_json, read_limited
 
     envelope = parse_json(read_limited(path, 2**24), path)
@@ -186,4 +209,8 @@ def _kind(path: Path) -> str:
             return "order"
         if claimed.endswith(".receipt+json"):
             return "receipt"
-    raise FormatError("not a signed order or receipt", where=path)
+        if claimed.endswith(".proxies+json") or str(envelope.get("format")).startswith(
+            "moiety.proxies/"
+        ):
+            return "proxies"
+    raise FormatError("not an order, a receipt or proxies", where=path)

@@ -85,11 +85,11 @@ def _torch() -> list[Finding]:
         return []
     import torch
 
-    from moiety.train import has_fast_bf16
+    from moiety.train import jobs
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = "bf16 over float32" if has_fast_bf16(kind) else "float32 (no bf16 in hardware)"
+    precision = "bf16 over float32" if jobs.has_fast_bf16(kind) else "float32 (no bf16 in hardware)"
     return [
         Finding("device", device),
         Finding("threads", str(torch.get_num_threads())),

@@ -124,10 +124,10 @@ def withdraw(
 
     Example: moiety withdraw release/ hospital --order order.json --out release-2/
     """
-    from moiety.merge import withdraw as withdraw_owner
+    from moiety.merge import withdrawal
 
     with screen.byte_bar("withdrawing") as advance:
-        done = withdraw_owner(
+        done = withdrawal.withdraw(
             release,
             name,
             order,

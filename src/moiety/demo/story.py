@@ -20,7 +20,7 @@ from moiety.demo.owners import Owner, settle, split_lines, train_all
 from moiety.demo.texts import write_public
 from moiety.errors import StateError
 from moiety.evaluate import Question, evaluate, report, tables
-from moiety.merge import load_release, merge, verify_receipt_against, withdraw
+from moiety.merge import load_release, merge, withdrawal
 from moiety.train import PRESETS, new_anchor
 
 PUBLIC_BYTES = 2_500_000
@@ -141,11 +141,11 @@ class Story:
         )
         secret = self.desk / "coordinator.pem"
         signing.new_key(secret)
-        done = withdraw(
+        done = withdrawal.withdraw(
             self.desk / "release", LEAVING, order, out=self.desk / "release-after", key=secret
         )
         self._command(f"verify {done.receipt.name} --release release-after", "coordinator")
-        verify_receipt_against(done.receipt, self.desk / "release-after")
+        withdrawal.verify_receipt_against(done.receipt, self.desk / "release-after")
         self._say(f"Receipt holds: none of the {done.num_removed} tensors is left. Tables again:")
         return self._judge("release-after", "report-after")
 

@@ -1,12 +1,17 @@
 """Composing experts: a release from an anchor and bundles, owners leaving and joining it.
 
+Two names of the door are modules:
+
+- ``withdrawal``  ``withdraw``, ``verify_receipt_against``
+- ``tuned``       ``check_strict``, ``check_proxies``, ``write_tuned``, ``untune``
+
 Importing this room imports no torch; only ``load_release`` does, when it is called.
 """
 
+from moiety.merge import tuned, withdrawal
 from moiety.merge.exporting import export
 from moiety.merge.merging import admit, merge
 from moiety.merge.release import load_release, open_release, verify_release
-from moiety.merge.withdrawal import verify_receipt_against, withdraw
 
 __all__ = [
     "admit",
@@ -14,7 +19,7 @@ __all__ = [
     "load_release",
     "merge",
     "open_release",
-    "verify_receipt_against",
+    "tuned",
     "verify_release",
-    "withdraw",
+    "withdrawal",
 ]

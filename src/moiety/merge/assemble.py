@@ -19,7 +19,7 @@ from moiety.files import canonical_json, digest_bytes, digest_file, link_or_copy
 from moiety.merge import layout
 from moiety.merge.card import release_card
 from moiety.merge.lowrank import Source
-from moiety.merge.roster import Roster, Rows, Slot, effective_top_k
+from moiety.merge.roster import Roster, Rows, Slot, Tuning, effective_top_k
 from moiety.merge.stock import mixture_config, weight_index
 from moiety.merge.streaming import Piece, Progress, Written, write_shards
 from moiety.tensors import ITEM_BYTES, TensorPlan, write_tensors
@@ -73,6 +73,18 @@ class Ground:
     standing: Standing | None = None
 
 
+@dataclass(frozen=True)
+class TunedRows:
+    """Tables and rows to run a release with instead of the owners' own, and what its roster says.
+
+    ``evidence`` holds the bytes of each slot's table, ``token`` of its row in each layer.
+    """
+
+    tuning: Tuning
+    evidence: Sequence[bytes]
+    token: Sequence[Sequence[bytes]]
+
+
 def zero_rows(paper: papers.AnchorPaper) -> tuple[bytes, tuple[bytes, ...]]:
     """The anchor's table and rows: zero, so that every other one is a log-ratio against it."""
     row = bytes(paper.width * ITEM_BYTES[paper.dtype])
@@ -86,16 +98,24 @@ def assemble(
     *,
     top_k: int | None,
     native: bool,
+    tuned: TunedRows | None = None,
     progress: Progress | None = None,
 ) -> Roster:
     """Fills an empty ``folder`` with the release of ``members``, sorted by name.
+
+    With ``tuned`` tables and rows it is run with those, and the members' own lie beside them.
 
     Raises:
         TrustError: bytes on the way are not those that were verified.
     """
     placed = [ground.anchor, *sorted(members, key=lambda member: member.name)]
     written = _place_shards(folder, ground, placed, native, progress)
-    _write_rows(folder, ground.paper, placed)
+    own_rows = [member.evidence for member in placed], [member.token for member in placed]
+    if tuned is None:
+        _write_rows(folder, ground.paper, *own_rows)
+    else:
+        _write_rows(folder, ground.paper, tuned.evidence, tuned.token)
+        _write_rows(folder / layout.UNTUNED, ground.paper, *own_rows)
     for name, source in ground.files.items():
         link_or_copy(source, folder / name)
     for member in placed[1:]:
@@ -105,7 +125,8 @@ def assemble(
         _slot(member, number, written[layout.shard_name(member.name)])
         for number, member in enumerate(placed)
     ]
-    return _write_papers(folder, ground, slots, written, top_k=top_k, native=native)
+    tuning = None if tuned is None else tuned.tuning
+    return _write_papers(folder, ground, slots, written, tuning, top_k=top_k, native=native)
 
 
 def _place_shards(
@@ -135,22 +156,30 @@ def _place_shards(
     return written | write_shards(folder, new, progress)
 
 
-def _write_rows(folder: Path, paper: papers.AnchorPaper, placed: Sequence[Member]) -> None:
-    evidence_shape, token_shape = layout.row_shapes(len(placed), paper.width, paper.vocab)
-    tables = [TensorPlan(EVIDENCE_TABLE, "F32", evidence_shape, [m.evidence for m in placed])]
-    token = [
-        TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [m.token[n] for m in placed])
+def _write_rows(
+    folder: Path,
+    paper: papers.AnchorPaper,
+    evidence: Sequence[bytes],
+    token: Sequence[Sequence[bytes]],
+) -> None:
+    """Stacks tables, and rows (each a sequence over layers), in the order of the slots."""
+    evidence_shape, token_shape = layout.row_shapes(len(evidence), paper.width, paper.vocab)
+    tables = [TensorPlan(EVIDENCE_TABLE, "F32", evidence_shape, list(evidence))]
+    rows = [
+        TensorPlan(OLMO2.gate(n), paper.dtype, token_shape, [row[n] for row in token])
         for n in range(paper.num_layers)
     ]
+    folder.mkdir(exist_ok=True)
     write_tensors(folder / layout.EVIDENCE, tables)
-    write_tensors(folder / layout.ROUTER, token)
+    write_tensors(folder / layout.ROUTER, rows)
+
+
+def row_digests(evidence: bytes, token: Sequence[bytes]) -> Rows:
+    """One slot's table, and its row in every layer, as a roster tells them."""
+    return Rows(evidence=digest_bytes(evidence), token=tuple(map(digest_bytes, token)))
 
 
 def _slot(member: Member, number: int, written: Written) -> Slot:
-    rows = Rows(
-        evidence=digest_bytes(member.evidence),
-        token=tuple(digest_bytes(row) for row in member.token),
-    )
     return Slot(
         slot=number,
         name=member.name,
@@ -161,7 +190,7 @@ def _slot(member: Member, number: int, written: Written) -> Slot:
         dtype=member.dtype,
         terms=member.terms,
         tensors=dict(written.tensors),
-        rows=rows,
+        rows=row_digests(member.evidence, member.token),
         delta=None if member.delta is None else dict(member.delta),
     )
 
@@ -171,6 +200,7 @@ def _write_papers(
     ground: Ground,
     slots: list[Slot],
     written: Mapping[str, Written],
+    tuning: Tuning | None,
     *,
     top_k: int | None,
     native: bool,
@@ -187,6 +217,8 @@ def _write_papers(
         top_k=top_k,
         effective_top_k=effective_top_k(top_k, len(slots)),
         native=native,
+        strict=tuning is None,
+        tuning=tuning,
         experts=tuple(slots),
         files={},
         shards={
@@ -200,7 +232,7 @@ def _write_papers(
         made[layout.INDEX] = canonical_json(index_for(draft, paper))
     for name, data in made.items():
         _write(folder / name, data)
-    names = {*layout.own_files(draft.names, native), *ground.files}
+    names = {*layout.own_files(draft.names, native, tuned=tuning is not None), *ground.files}
     files = {name: _file_facts(folder / name) for name in sorted(names)}
     # model_validate, not model_copy: what we write must be what we would accept.
     roster = Roster.model_validate(draft.model_copy(update={"files": files}).model_dump())

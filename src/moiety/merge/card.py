@@ -44,6 +44,17 @@ remains is then, byte for byte, the release that never had that expert. `roster.
 digest of everything here, `bundles/` the owners' signatures; `moiety verify` checks them all.
 """
 
+_TUNED = """
+## Not strict
+
+{reason}
+Text was chosen by: {owners}.
+
+So what one owner's table and rows say depends on the others, and a request without an owner is
+not answered as by the release that never had that owner. Those of the bundles lie in `untuned/`.
+When an owner leaves or joins, everybody goes back to them first.
+"""
+
 
 def release_card(roster: Roster) -> bytes:
     """The card of a release: a function of the roster's experts and nothing else."""
@@ -59,6 +70,9 @@ def release_card(roster: Roster) -> bytes:
         table="\n".join(_row(expert) for expert in roster.experts),
         anchor=roster.anchor,
     )
+    if roster.tuning is not None:
+        owners = ", ".join(sorted(roster.tuning.proxies))
+        text += _TUNED.format(reason=roster.tuning.reason, owners=owners)
     return text.encode("utf-8")
 
 

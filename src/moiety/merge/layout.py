@@ -10,6 +10,11 @@ ROSTER = "roster.json"
 SHARED = "shared.safetensors"
 ROUTER = "router.safetensors"
 EVIDENCE = "evidence.safetensors"
+UNTUNED = "untuned"
+"""Folder of a tuned release that holds the owners' own tables and rows, in files named as in a
+strict one. Loaders look for weights beside ``config.json`` only, so they cannot take these for
+theirs."""
+
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
@@ -44,9 +49,16 @@ def bundle_files(name: str) -> tuple[str, str]:
     return f"bundles/{name}/manifest.json", f"bundles/{name}/signature.json"
 
 
-def own_files(names: Sequence[str], native: bool) -> list[str]:
+def row_files(*, untuned: bool = False) -> tuple[str, str]:
+    """The files of (tables, token rows): those a release is run with, or the untuned ones."""
+    folder = f"{UNTUNED}/" if untuned else ""
+    return f"{folder}{EVIDENCE}", f"{folder}{ROUTER}"
+
+
+def own_files(names: Sequence[str], native: bool, *, tuned: bool) -> list[str]:
     """Every file of a release but roster, shards and what came with the tokenizer."""
-    found = [CONFIG, CARD, ROUTER, EVIDENCE, *ANCHOR_FILES]
+    found = [CONFIG, CARD, *row_files(), *ANCHOR_FILES]
+    found += row_files(untuned=True) if tuned else []
     found += [] if native else [INDEX]
     return sorted(found + [path for name in names[1:] for path in bundle_files(name)])
 
@@ -101,9 +113,10 @@ def shared_names(names: Collection[str], num_layers: int) -> list[str]:
     return sorted(set(names) - {dense for dense, _, _ in matrix_names(num_layers, 0)})
 
 
-def row_tensors(num_layers: int, slot: int) -> tuple[str, list[str]]:
+def row_tensors(num_layers: int, slot: int, *, untuned: bool = False) -> tuple[str, list[str]]:
     """How papers name one expert's table, and its token row in each layer, of a release."""
+    folder = f"{UNTUNED}." if untuned else ""
     return (
-        f"{EVIDENCE_TABLE}.{slot}",
-        [f"{OLMO2.gate(layer)}.{slot}" for layer in range(num_layers)],
+        f"{folder}{EVIDENCE_TABLE}.{slot}",
+        [f"{folder}{OLMO2.gate(layer)}.{slot}" for layer in range(num_layers)],
     )

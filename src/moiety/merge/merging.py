@@ -25,6 +25,7 @@ from moiety.merge.sources import (
 )
 from moiety.merge.streaming import Progress
 from moiety.merge.sweep import Sweep, Watcher, sweep_top_k
+from moiety.merge.withdrawal import GONE_BACK
 
 DRAFT = "draft"
 """Where a release lies inside its unfinished folder while its ``top_k`` is tried out."""
@@ -108,6 +109,8 @@ def admit(
 ) -> MergeSummary:
     """A release with one more owner: byte for byte the merge that always had it.
 
+    If the release was tuned everybody goes back to what their bundles hold.
+
     Raises:
         TrustError: the release or the bundle does not hold, or the owner is in it already.
         StateError: ``out`` exists, or the disk is full.
@@ -137,7 +140,8 @@ def admit(
                 native=roster.native,
                 progress=progress,
             )
-    return _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
+    done = _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
+    return done if roster.strict else replace(done, flags=[*done.flags, GONE_BACK])
 
 
 def _settle(folder: Path, top_k: int) -> Roster:

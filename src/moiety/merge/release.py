@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from moiety.bundle import anchors, verify_manifest
 from moiety.errors import IntegrityError, PolicyError
-from moiety.family import EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
+from moiety.family import ENTRY_MAX, EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
 from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
 from moiety.merge import layout
-from moiety.merge.assemble import config_for, index_for, zero_rows
-from moiety.merge.roster import Roster, Rows, Slot, read_roster
+from moiety.merge.assemble import config_for, index_for, row_digests, zero_rows
+from moiety.merge.roster import WHY_NOT_STRICT, Roster, Rows, Slot, Tuning, read_roster
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import run_jobs
 from moiety.tensors import TensorFile, open_tensors
@@ -149,9 +152,8 @@ def _check_anchor(release: Release) -> None:
     for dense, _, mixed in layout.matrix_names(paper.num_layers, 0):
         if first.tensors[mixed] != paper.tensors[dense].sha256:
             raise IntegrityError(f"slot 0 is not the anchor: {mixed}", where=folder)
-    evidence, token = zero_rows(paper)
-    zero = Rows(evidence=digest_bytes(evidence), token=tuple(map(digest_bytes, token)))
-    if first.rows != zero:
+    rows = [first.rows] if roster.tuning is None else [first.rows, roster.tuning.rows[0]]
+    if any(found != row_digests(*zero_rows(paper)) for found in rows):
         raise IntegrityError("the anchor's rows are not zero", where=folder)
 
 
@@ -194,16 +196,43 @@ def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
 
 
 def _check_rows(release: Release) -> None:
+    """The rows are those in the roster: the owners' own, and the tuned ones where there are any."""
     roster = release.roster
-    evidence, token = layout.row_shapes(len(roster.experts), roster.width, roster.vocab)
-    gates = [OLMO2.gate(layer) for layer in range(roster.num_layers)]
-    tables = {EVIDENCE_TABLE: [expert.rows.evidence for expert in roster.experts]}
-    rows = {
-        gate: [expert.rows.token[layer] for expert in roster.experts]
-        for layer, gate in enumerate(gates)
+    _check_stacks(release, roster.own_row_files, [expert.rows for expert in roster.experts])
+    if roster.tuning is not None:
+        _check_tuned(release, roster.tuning)
+
+
+def _check_tuned(release: Release, tuning: Tuning) -> None:
+    """Nobody signed tuned rows: they must be numbers, and say no more than an owner's may."""
+    files = layout.row_files()
+    _check_stacks(release, files, tuning.rows)
+    for name in files:
+        with open_tensors(release.folder / name) as file:
+            # Not the builtin max: it passes over what is no number.
+            largest = float(np.max([np.abs(file.read(tensor)).max() for tensor in file.spans]))
+            if not np.isfinite(largest):
+                raise PolicyError("a tuned row is not finite", where=file.path)
+            if name == layout.EVIDENCE and largest > ENTRY_MAX:
+                raise PolicyError(
+                    f"tuned to say {largest:.4g} nats of a token; the limit is {ENTRY_MAX:g}",
+                    where=file.path,
+                )
+    if WHY_NOT_STRICT not in read_limited(release.folder / layout.CARD).decode("utf-8", "replace"):
+        raise IntegrityError("the card hides that it is not strict", where=release.folder)
+
+
+def _check_stacks(release: Release, files: tuple[str, str], slots: Sequence[Rows]) -> None:
+    """Files of (tables, token rows) against the digests of each slot's."""
+    roster = release.roster
+    evidence, token = layout.row_shapes(len(slots), roster.width, roster.vocab)
+    tables = {EVIDENCE_TABLE: [rows.evidence for rows in slots]}
+    gates = {
+        OLMO2.gate(layer): [rows.token[layer] for rows in slots]
+        for layer in range(roster.num_layers)
     }
-    _check_stack(release, layout.EVIDENCE, evidence, "F32", tables)
-    _check_stack(release, layout.ROUTER, token, roster.dtype, rows)
+    _check_stack(release, files[0], evidence, "F32", tables)
+    _check_stack(release, files[1], token, roster.dtype, gates)
 
 
 def _check_stack(

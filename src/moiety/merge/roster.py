@@ -7,9 +7,9 @@ the same anchor and bundles give the same roster in whatever order they were nam
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from moiety.bundle import papers
 from moiety.files import digest_bytes, read_limited
@@ -20,6 +20,11 @@ MAX_EXPERTS = 4096
 
 Digests = Annotated[dict[papers.TensorName, papers.Digest], Field(max_length=16_384)]
 TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
+
+WhyNotStrict = Literal[
+    "Its tables and rows were tuned together, on public text that its owners chose."
+]
+WHY_NOT_STRICT: WhyNotStrict = get_args(WhyNotStrict)[0]
 
 
 class Rows(papers.Paper):
@@ -73,12 +78,34 @@ class RoutingFiles(papers.Paper):
     evidence: Literal["evidence.safetensors"] = "evidence.safetensors"
 
 
+class ProxiesFacts(papers.Paper):
+    """Which paper an owner's proxies came in, and the key that signed it, if one did."""
+
+    paper: papers.Digest
+    key: papers.KeyId | None
+
+
+class Tuning(papers.Paper):
+    """What was done to the tables and rows of a release that is not strict.
+
+    ``rows`` are the tuned ones, of each slot; the owners' own stand under ``experts``.
+    """
+
+    reason: WhyNotStrict
+    steps: papers.Count
+    proxies: Annotated[
+        dict[papers.Owner, ProxiesFacts], Field(min_length=1, max_length=MAX_EXPERTS)
+    ]
+    rows: Annotated[tuple[Rows, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
+
+
 class Roster(papers.ModelFacts):
     """``roster.json``.
 
     ``top_k`` is what was asked for (None: up to 5), ``effective_top_k`` what that gives. ``files``
     covers every file but the roster and the shards, ``shards`` those. Digests of the tensors in
-    ``shared.safetensors`` stand in ``anchor/anchor.json``.
+    ``shared.safetensors`` stand in ``anchor/anchor.json``. ``tuning`` is in the roster of a release
+    that is not strict, and in no other.
     """
 
     format: Literal["moiety.roster/1"] = "moiety.roster/1"
@@ -87,7 +114,8 @@ class Roster(papers.ModelFacts):
     top_k: TopK | None
     effective_top_k: TopK
     native: bool
-    strict: Literal[True] = True
+    strict: bool
+    tuning: Tuning | None = None
     routing: RoutingFiles = RoutingFiles()
     experts: Annotated[tuple[Slot, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
     files: Annotated[dict[papers.RelativePath, papers.FileFacts], Field(max_length=20_000)]
@@ -99,6 +127,11 @@ class Roster(papers.ModelFacts):
     def names(self) -> list[str]:
         """The experts in slot order, ``anchor`` first."""
         return [expert.name for expert in self.experts]
+
+    @property
+    def own_row_files(self) -> tuple[str, str]:
+        """The files of (tables, token rows) as the owners' bundles hold them."""
+        return layout.row_files(untuned=self.tuning is not None)
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file but the roster's own."""
@@ -124,26 +157,50 @@ class Roster(papers.ModelFacts):
             raise ValueError("owners are not sorted, or one occurs twice")
         if self.effective_top_k != effective_top_k(self.top_k, len(self.experts)):
             raise ValueError("effective_top_k does not follow from top_k")
+        self._check_tuning()
         for expert in self.experts:
             self._check_expert(expert)
         if set(self.shards) != {layout.SHARED, *(expert.shard for expert in self.experts)}:
             raise ValueError("shards are not those of the experts")
-        own = set(layout.own_files(self.names, self.native))
+        own = set(layout.own_files(self.names, self.native, tuned=self.tuning is not None))
         if not own <= set(self.files) <= own | layout.TOKENIZER_FILES:
             raise ValueError("files are not those of a release")
         return self
+
+    def _check_tuning(self) -> None:
+        if self.strict != (self.tuning is None):
+            raise ValueError("a release is strict, or its rows were tuned, and never both")
+        if self.tuning is None:
+            return
+        if not set(self.tuning.proxies) <= set(self.names[1:]):
+            raise ValueError("proxies of somebody who is not in the release")
+        if len(self.tuning.rows) != len(self.experts):
+            raise ValueError("tuned rows are not one for each slot")
+        for slot, rows in enumerate(self.tuning.rows):
+            self._check_rows(f"slot {slot}, tuned:", rows)
+
+    @model_serializer(mode="wrap")
+    def _tell(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A strict roster does not speak of tuning: its bytes are those from before there was any.
+        told: dict[str, Any] = handler(self)
+        if self.tuning is None:
+            told.pop("tuning", None)
+        return told
 
     def _check_expert(self, expert: Slot) -> None:
         where = f"slot {expert.slot}:"
         if set(expert.tensors) != set(self.shapes(expert)):
             raise ValueError(f"{where} tensors are not those of an expert")
-        if len(expert.rows.token) != self.num_layers:
-            raise ValueError(f"{where} needs a token row in every layer")
+        self._check_rows(where, expert.rows)
         factors = {name for pair in layout.factor_names(self.num_layers) for name in pair}
         if expert.delta is not None and set(expert.delta) != factors:
             raise ValueError(f"{where} factors are not those of a low-rank expert")
         if expert.dtype != self.dtype and not self.holds_factors(expert):
             raise ValueError(f"{where} dtype is not the anchor's")
+
+    def _check_rows(self, where: str, rows: Rows) -> None:
+        if len(rows.token) != self.num_layers:
+            raise ValueError(f"{where} needs a token row in every layer")
 
 
 def effective_top_k(requested: int | None, num_experts: int) -> int:

@@ -180,7 +180,8 @@ def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Membe
     """An owner's expert, as it stands in a release."""
     folder, roster = release.folder, release.roster
     layers = range(roster.num_layers)
-    tables, token = files.open(folder / layout.EVIDENCE), files.open(folder / layout.ROUTER)
+    # The owner's own, also where the release is run with tuned ones.
+    tables, token = (files.open(folder / name) for name in roster.own_row_files)
     names = list(roster.shapes(slot))
 
     def pieces(new_slot: int) -> list[Piece]:

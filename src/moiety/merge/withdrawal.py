@@ -18,6 +18,7 @@ from moiety.merge.roster import Roster, Slot, roster_digest
 from moiety.merge.sources import OpenFiles, ground_from_release, member_from_release
 from moiety.merge.streaming import Progress
 
+GONE_BACK = "the release was tuned: everybody is back at the tables and rows of their bundles"
 COORDINATOR_KEY = "coordinator.pem"
 
 
@@ -46,6 +47,8 @@ def withdraw(
     progress: Progress | None = None,
 ) -> WithdrawalSummary:
     """Takes an owner out: what remains is byte for byte the merge that never had the expert.
+
+    If the release was tuned everybody goes back to the tables and rows of their bundles.
 
     ``key`` signs the receipt; without one the coordinator's key in ``~/.moiety`` (or
     ``$MOIETY_HOME``) does, made when first needed. The receipt lies beside the new release.
@@ -79,6 +82,7 @@ def withdraw(
         orders.sign_receipt(paper, Path(key) if key else coordinator_key(), pending)
     held = _still_held(after, removed)
     flags = [f"{where} is a copy of what {name} withdrew" for where in sorted(held)]
+    flags += [] if before.roster.strict else [GONE_BACK]
     return WithdrawalSummary(
         target, paper_path, before.digest, after.digest, after.names, len(removed), flags
     )
@@ -137,9 +141,14 @@ def _assemble_without(
 
 def removed_digests(release: Release, expert: Slot) -> dict[str, str]:
     """Every tensor and row of an expert by its name in the release, with its digest."""
-    removed = dict(expert.tensors)
-    table, rows = layout.row_tensors(release.roster.num_layers, expert.slot)
-    return removed | {table: expert.rows.evidence} | dict(zip(rows, expert.rows.token, strict=True))
+    removed, tuning = dict(expert.tensors), release.roster.tuning
+    kinds = [(expert.rows, tuning is not None)]
+    kinds += [] if tuning is None else [(tuning.rows[expert.slot], False)]
+    for rows, untuned in kinds:
+        table, names = layout.row_tensors(release.roster.num_layers, expert.slot, untuned=untuned)
+        removed[table] = rows.evidence
+        removed |= zip(names, rows.token, strict=True)
+    return removed
 
 
 def _still_held(release: Release, removed: dict[str, str]) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Changing weights: anchors from public text, experts from an owner's, other ways to compare.
 
-``baselines`` is a module: the other ways to make a model from several owners' text.
+Two names of the door are modules:
+
+- ``baselines``   the other ways to make a model from several owners' text
+- ``jobs``        the loop, for rooms that have other weights to train
 """
 
-from moiety.train import baselines
+from moiety.train import baselines, jobs
 from moiety.train.anchor import import_anchor, new_anchor
-from moiety.train.compute import has_fast_bf16
 from moiety.train.config import TrainConfig
 from moiety.train.expert import ExpertPlan, train_expert
 from moiety.train.presets import PRESETS
@@ -15,8 +17,8 @@ __all__ = [
     "ExpertPlan",
     "TrainConfig",
     "baselines",
-    "has_fast_bf16",
     "import_anchor",
+    "jobs",
     "new_anchor",
     "train_expert",
 ]
