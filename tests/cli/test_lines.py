@@ -100,6 +100,12 @@ LINES = {
     "generate REL --prompt a --experts A,B": {"experts": "A,B", "without": None},
     "generate REL --prompt a --without A": {"experts": None, "without": "A"},
     "generate REL --prompt a --routing token": {"routing": "token"},
+    "study STUDY.toml --out DIR": {"plan": Path("STUDY.toml"), "seed": [], "methods": None},
+    "study STUDY.toml --out DIR --seed 0 --seed 1 --methods a,b --json": {
+        "seed": [0, 1],
+        "methods": "a,b",
+        "as_json": True,
+    },
     "demo": {"out": Path("demo")},
     "demo --out DIR": {"out": Path("DIR")},
     "doctor": {},

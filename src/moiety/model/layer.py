@@ -238,8 +238,9 @@ def _gather_evidence(
     routing: Routing, tokens_BT: Tensor, valid_BT: Tensor | None, cache: object
 ) -> Tensor:
     """Logits of the allowed slots, ``[B, T, E]``."""
-    table_EV = routing.table_SV[list(routing.slots)].to(tokens_BT.device)
-    scores_BTE = table_EV[:, tokens_BT].permute(1, 2, 0)
+    # Tokens first: selecting experts first would copy whole tables for every token generated.
+    scores_SBT = routing.table_SV.to(tokens_BT.device)[:, tokens_BT]
+    scores_BTE = scores_SBT[list(routing.slots)].permute(1, 2, 0)
     if routing.borders is not None:
         return evidence(scores_BTE, routing.borders)
     if cache is not None and not isinstance(cache, EvidenceCache):

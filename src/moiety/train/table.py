@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moiety.data import PackedText
+from moiety.errors import DataError
 from moiety.family import ENTRY_MAX
 
 LEAST_RECORDS = 5
@@ -30,10 +31,20 @@ def evidence_table(own: PackedText, public: PackedText, vocabulary: int) -> Tens
     """log(frequency in own text / frequency in public text) of each token, ``[V]``, float32.
 
     The separator, which begins every document, says nothing.
+
+    Raises:
+        DataError: no token is held by enough records, so the table would be empty.
     """
+    own_counts_V = own.token_counts(vocabulary, LEAST_RECORDS)
+    if not own_counts_V.any():
+        raise DataError(
+            f"no token is held by {LEAST_RECORDS} records: nothing may be told of this text",
+            where=own.folder,
+            remedy="give text of more records, or as more documents (one a JSON line)",
+        )
     public_V = public.token_counts(vocabulary) + 1.0
     public_V /= public_V.sum()
-    own_V = own.token_counts(vocabulary, LEAST_RECORDS) + SMOOTHING_TOKENS * public_V
+    own_V = own_counts_V + SMOOTHING_TOKENS * public_V
     own_V /= own_V.sum()
     table_V = np.clip(np.log(own_V / public_V), -ENTRY_MAX, ENTRY_MAX)
     table_V[own.separator] = 0.0
