@@ -79,7 +79,7 @@ class PairConfig(Section):
     """None trains full matrices; a number trains a low-rank delta of the anchor's."""
     row_weight: float = Field(0.1, ge=0)
     """Weight of the rows' own cross-entropy beside the language-model loss; 0: no fit either."""
-    token_share: float = Field(0.25, ge=0, le=1)
+    token_share: float = Field(0.5, ge=0, le=1)
     """Share of the windows that are routed by the token rows; the others by evidence."""
 
 

@@ -7,8 +7,8 @@ In every layer both blocks run on every token and are mixed by the two-way softm
 another. Logits are log-ratios "mine against public"; because the anchor's is zero for everybody,
 ratios of owners who never met can be compared.
 
-Most windows are routed by evidence, with which our loader runs a release: a table of the owner's,
-counted before training begins (``moiety.train.table``), decides for all layers at once. Some are
+Some windows are routed by evidence, with which our loader runs a release: a table of the owner's,
+counted before training begins (``moiety.train.table``), decides for all layers at once. Others are
 routed by the token rows, one a layer, with which everybody else does: an expert must know how to
 work under both. Token rows are trained by the language-model loss of the windows that they route
 and by a cross-entropy of their own, in whitened coordinates. When the expert stands still a fitted
