@@ -16,6 +16,7 @@ from moiety.study.table import Measured, Scores
 
 RIVALS = {
     "btm-all": "the mixture of the dense models' predictions",
+    "btm-pairs": "the mixture of the pairs' predictions",
     "joint-1x": "joint training at equal FLOPs",
     "recipe": "the reference recipe",
 }
@@ -109,7 +110,7 @@ def _against(ours: StudyRow, other: StudyRow, told: str, whole: Measured) -> Ite
     if ours.cost and other.cost:
         share = ours.cost.inference_flops_per_token / other.cost.inference_flops_per_token
         exact = Number(value=share, interval=(share, share), by_seed=())
-        yield Finding(told=f"{ours.name}: FLOPs of a token, of {told}", unit="share", number=exact)
+        yield Finding(told=f"{ours.name}: FLOPs of a token, of {told}", unit="cost", number=exact)
 
 
 def _gaps(told: str, row: StudyRow) -> Iterator[Finding]:

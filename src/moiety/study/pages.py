@@ -123,14 +123,14 @@ def show_count(count: float) -> str:
 def show_finding(finding: Finding) -> str:
     """An answer in its unit."""
     value = finding.number.value
-    return pages.show_share(value) if finding.unit == "share" else pages.show_signed(value)
+    return pages.show_signed(value) if finding.unit == "bits" else pages.show_share(value)
 
 
 def show_ends(finding: Finding) -> str:
     """The ends of an answer's interval in its unit; costs are not measured but counted."""
     low, high = finding.number.interval
-    if low == high:
-        return "exact"
+    if finding.unit == "cost":
+        return "counted"
     if finding.unit == "share":
         return f"{pages.show_share(low)} to {pages.show_share(high)}"
     return pages.show_interval((low, high), signed=True)

@@ -50,10 +50,13 @@ class StudyRow(_Part):
 
 
 class Finding(_Part):
-    """One line of the summary: a share, or a difference in bits per byte."""
+    """One line of the summary: a share, a difference in bits per byte, or a share of a cost.
+
+    A cost is counted, not measured: its interval is the number itself.
+    """
 
     told: str
-    unit: Literal["share", "bits"]
+    unit: Literal["share", "bits", "cost"]
     number: Number
 
 
