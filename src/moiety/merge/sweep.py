@@ -111,8 +111,8 @@ def choose_top_k(trials: Sequence[Trial]) -> int:
 def flops_per_token(paper: papers.AnchorPaper, num_experts: int, top_k: int) -> int:
     """Two for each weight a token meets: attention, head, ``top_k`` blocks and all token rows.
 
-    Looking a token up costs nothing, its evidence neither; attention's own products, which grow with the text, are left
-    out.
+    Looking a token up costs nothing, nor does its evidence; attention's own products, which grow
+    with the text, are left out.
     """
     outside = sum(
         tensor.shape[0] * tensor.shape[1]
