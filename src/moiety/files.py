@@ -166,6 +166,12 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
     _sync_folder(path.parent)
 
 
+def check_free(path: Path) -> None:
+    """Raises ``StateError`` when something is at ``path`` already, but for an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StateError("exists already", where=path, remedy="name a new folder, or remove it")
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder that appears at ``path`` whole, or not at all.
@@ -178,8 +184,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         StateError: something is at ``path`` already, or the disk is full.
     """
     path = Path(os.path.abspath(path))
-    if path.exists() and not replace and not (path.is_dir() and not any(path.iterdir())):
-        raise StateError("exists already", where=path, remedy="name a new folder, or remove it")
+    if not replace:
+        check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
     try:

@@ -154,3 +154,13 @@ def test_attribute_refuses_what_it_cannot_read(moiety, release, tmp_path):
     assert said.code == 2
     assert "no.txt" in said.err
     assert moiety("attribute", release).code == 2
+
+
+def test_a_report_that_is_there_already_is_refused_before_anything_is_scored(
+    moiety, texts, tmp_path
+):
+    (tmp_path / "old.html").write_text("x")
+    data = f"public={texts['public']}"
+    said = moiety("eval", tmp_path / "nothing", "--data", data, "--out", tmp_path)
+    assert (said.code, said.out) == (2, "")
+    assert "exists already" in said.err

@@ -145,3 +145,5 @@ def test_what_cannot_be_divided_is_refused(tiny_world, text, tmp_path):
         attribute(tiny_world.release(), sources)
     with pytest.raises(DataError):
         attribute(tiny_world.release(*OWNERS), Sources([tmp_path / "nothing.txt"]))
+    with pytest.raises(ConfigError, match="0 tokens of a text"):
+        attribute(tiny_world.release(*OWNERS), sources, max_tokens=0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests import tiny
 
+from moiety.errors import ConfigError
 from moiety.evaluate import Question, evaluate, matrix
 
 
@@ -107,3 +108,14 @@ def check_gap(short):
         assert short.gap_closed == pytest.approx((anchor - every) / (anchor - right))
     else:
         assert short.gap_closed is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"top_k": 0}, {"top_k": -1}, {"max_tokens": 0}, {"max_tokens": -5}],
+)
+def test_numbers_that_nothing_can_be_scored_with_are_refused(tiny_world, texts, odd):
+    paths = {"public": [str(texts[0] / "public.jsonl")]}
+    with pytest.raises(ConfigError) as refused:
+        evaluate(Question(tiny_world.release("amy"), paths, **odd))
+    assert refused.value.where == next(iter(odd))

@@ -147,6 +147,17 @@ def test_evidence_cannot_be_cropped(mixture):
         cache.crop(1)
 
 
+def test_an_emptied_cache_is_a_new_one(mixture):
+    first, second = tiny.random_tokens(1, 8, seed=1), tiny.random_tokens(1, 8, seed=2)
+    cache = EvidenceCache(config=mixture.backbone.config)
+    with torch.inference_mode():
+        mixture.backbone(input_ids=first, past_key_values=cache)
+        cache.reset()
+        with mixture.only("amy"):
+            found = mixture.backbone(input_ids=second, past_key_values=cache).logits
+            assert torch.equal(found, tiny.logits_of(mixture, second))
+
+
 def test_a_cache_without_evidence_is_refused_only_where_evidence_is_needed(mixture):
     from transformers import DynamicCache
 

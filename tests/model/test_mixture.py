@@ -239,6 +239,12 @@ def test_a_release_that_does_not_hold_is_not_loaded(tiny_world, tmp_path):
         moiety.load(tmp_path / "release")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_the_users_mistake(tiny_world, device):
+    with pytest.raises(ConfigError, match=f"no such device here: {device}"):
+        moiety.load(tiny_world.release("amy"), device=device)
+
+
 def test_tensors_that_do_not_fit_are_an_error_with_a_place(tiny_world, tmp_path):
     folder = tiny_world.release("amy")
     held = load_file(folder / "expert-amy.safetensors")

@@ -20,6 +20,7 @@ from moiety.cli.options import (
     WindowTokens,
 )
 from moiety.errors import ConfigError
+from moiety.files import check_free
 
 
 def generate(
@@ -91,6 +92,8 @@ def eval_(
     """
     from moiety.evaluate import Question, evaluate, report, tables
 
+    if out is not None:
+        check_free(out)
     screen.quiet_libraries()
     question = Question(
         release=release,

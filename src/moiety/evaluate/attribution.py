@@ -32,7 +32,7 @@ from rich.text import Text
 
 from moiety.data import PackedText, Sources
 from moiety.errors import ConfigError
-from moiety.evaluate.matrix import Watcher, pack_documents
+from moiety.evaluate.matrix import Watcher, check_tokens, pack_documents
 from moiety.merge import load_release
 from moiety.model import Mixture
 
@@ -117,9 +117,10 @@ def attribute(
     ``orders`` are drawn where there are too many owners to score every set.
 
     Raises:
-        ConfigError: no owner in the release, too few orders to tell an error.
+        ConfigError: no owner in the release, too few orders to tell an error, no tokens.
         DataError: a text that cannot be read. TrustError: a release that does not hold.
     """
+    check_tokens(max_tokens)
     if orders < 4:
         raise ConfigError("at least four orders are needed to tell an error", where="orders")
     mixture = load_release(release, routing=routing, device=device)

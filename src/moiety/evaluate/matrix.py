@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokenizer, pack_text
+from moiety.errors import ConfigError
 from moiety.evaluate.bootstrap import TextScores, measure
 from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
 from moiety.evaluate.routing import RoutingWatch, tokens_taken
@@ -50,9 +51,13 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
     The sets: the anchor, the anchor with each expert, all, and all but each.
 
     Raises:
+        ConfigError: numbers that nothing can be scored with.
         DataError: a text that cannot be read. TrustError: a release that does not hold.
     """
     begun = time.monotonic()
+    check_tokens(question.max_tokens)
+    if question.top_k is not None and question.top_k < 1:
+        raise ConfigError(f"{question.top_k} experts a token", where="top_k", remedy="at least 1")
     release = open_release(question.release)
     mixture = load_release(question.release, routing=question.routing, device=question.device)
     if question.top_k is not None:
@@ -108,6 +113,12 @@ def choose(mixture: Mixture, model: str) -> AbstractContextManager[Any]:
     if model.startswith("all-"):
         return mixture.without(model.removeprefix("all-"))
     return mixture.only(*model.split("+")[1:])
+
+
+def check_tokens(max_tokens: int) -> None:
+    """Raises ``ConfigError`` for no tokens at all, which no text is judged by."""
+    if max_tokens < 1:
+        raise ConfigError(f"{max_tokens} tokens of a text", where="max_tokens", remedy="at least 1")
 
 
 def pack_documents(release: Path, sources: Sources, folder: Path, window_tokens: int) -> PackedText:

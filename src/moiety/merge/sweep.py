@@ -111,7 +111,7 @@ def choose_top_k(trials: Sequence[Trial]) -> int:
 def flops_per_token(paper: papers.AnchorPaper, num_experts: int, top_k: int) -> int:
     """Two for each weight a token meets: attention, head, ``top_k`` blocks and all token rows.
 
-    Looking a token up costs nothing, its evidence neither; attention's own products, which grow
+    Looking a token up costs nothing, nor does its evidence; attention's own products, which grow
     with the text, are left out.
     """
     outside = sum(

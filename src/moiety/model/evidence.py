@@ -126,6 +126,11 @@ class EvidenceCache(DynamicCache):  # type: ignore[misc]
                 "this cache was made with other experts", remedy="begin a new cache for each set"
             )
 
+    def reset(self) -> None:
+        """Empty again: fit for another text, and for another set of experts."""
+        super().reset()
+        self.sums = self.made_with = None
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follows a beam search's choice of rows."""
         super().reorder_cache(beam_idx)

@@ -196,7 +196,15 @@ def load_mixture(
 
     The caller has read the roster; this function trusts what it is told and checks only that the
     tensors fit the model.
+
+    Raises:
+        ConfigError: a device that is not there.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:80]
+        raise ConfigError(f"no such device here: {device} ({reason})", remedy="use cpu") from None
     backbone, plan = build_mixture(
         folder,
         list(files),
