@@ -115,6 +115,17 @@ def test_a_token_of_four_records_is_told_as_one_of_none_and_of_five_is_not(packe
     assert len({float(tables[5][token]) for token in absent}) == 1, "absent tokens are told alike"
 
 
+def test_the_size_of_short_text_can_be_read_from_absent_tokens_as_the_threats_say(packed):
+    public, _ = packed("public", texts(0, 30, 30))
+    own, tokens = packed("own", texts(1, 60, 10))
+    table_V = evidence_table(own, public, tiny.VOCAB)
+    counted = int(own.token_counts(tiny.VOCAB, LEAST_RECORDS).sum())
+    guess = 1000 * (math.exp(-float(table_V.min())) - 1)
+    assert counted > 100 and abs(guess - counted) < 0.01 * (counted + 1000)
+    # Where the clamp begins to hide it.
+    assert round(1000 * (math.exp(ENTRY_MAX) - 1)) == 53_598
+
+
 def test_the_order_of_the_text_does_not_matter(packed):
     documents = texts(3, 60, 30)
     public_text, _ = packed("public", texts(0, 50, 50))
