@@ -34,7 +34,7 @@ class Family:
         return f"model.layers.{layer}.mlp.experts.{slot}.{matrix}.weight"
 
     def gate(self, layer: int) -> str:
-        """The router's token rows of a layer, ``[experts, width]``."""
+        """The router's rows of a layer, ``[experts, width]``, in stock checkpoints."""
         return f"model.layers.{layer}.mlp.gate.weight"
 
 
@@ -70,11 +70,6 @@ EVIDENCE_TABLE = "evidence"
 """A release's tables, stacked: ``[experts, vocabulary]``."""
 
 
-def token_row(layer: int) -> str:
-    """The row that reads one token's state, ``[width]``: what stock checkpoints route with."""
-    return f"layers.{layer}.router.token"
-
-
 def matrix_shape(matrix: str, width: int, hidden: int) -> tuple[int, int]:
     """``[out, in]`` of a feed-forward matrix."""
     return (width, hidden) if matrix == "down_proj" else (hidden, width)
@@ -93,7 +88,6 @@ def expert_shapes(
             else:
                 shapes[delta_in(layer, matrix)] = (rank, columns)
                 shapes[delta_out(layer, matrix)] = (rows, rank)
-        shapes[token_row(layer)] = (width,)
     return shapes
 
 

@@ -98,12 +98,6 @@ def product_norm(tensors: TensorFile, out_name: str, in_name: str) -> float:
     return math.sqrt(max(0.0, float(np.sum(gram_out * gram_in))))
 
 
-def captured_share(probe_ND: np.ndarray[Any, Any], row_D: np.ndarray[Any, Any]) -> float:
-    """Mean of sigmoid(h·r): the share of public text a row would take from the anchor."""
-    with np.errstate(all="ignore"):
-        return _mean_sigmoid(probe_ND.astype(np.float64) @ row_D.astype(np.float64))
-
-
 def share_by_evidence(tokens_WT: np.ndarray[Any, Any], table_V: np.ndarray[Any, Any]) -> float:
     """The share of public text that a table of evidence would take from the anchor.
 
@@ -114,8 +108,4 @@ def share_by_evidence(tokens_WT: np.ndarray[Any, Any], table_V: np.ndarray[Any, 
     scores_WT = np.where(real_WT, table_V.astype(np.float64)[np.maximum(tokens_WT, 0)], 0.0)
     seen_T = np.arange(1, tokens_WT.shape[1] + 1)
     logits_WT = scores_WT.cumsum(axis=1) * WITNESSES / (seen_T + WITNESSES)
-    return _mean_sigmoid(logits_WT[real_WT])
-
-
-def _mean_sigmoid(logits_N: np.ndarray[Any, Any]) -> float:
-    return float(np.mean(0.5 * (1.0 + np.tanh(0.5 * logits_N))))
+    return float(np.mean(0.5 * (1.0 + np.tanh(0.5 * logits_WT[real_WT]))))

@@ -1,4 +1,4 @@
-"""Judging an expert's weights: digests, finite values, norms, and how much its rows capture.
+"""Judging an expert's weights: digests, finite values, norms, and how much its table captures.
 
 The limits are part of the format (``docs/formats.md``); each is far from what honest training
 gives, and near enough that one hostile expert cannot take over a release unseen.
@@ -14,14 +14,13 @@ import numpy as np
 from moiety.bundle.anchors import AnchorFacts
 from moiety.bundle.manifests import WEIGHTS
 from moiety.bundle.measure import (
-    captured_share,
     in_threads,
     measure_tensor,
     product_norm,
     share_by_evidence,
 )
 from moiety.bundle.papers import Manifest, ShardFacts, TensorFacts
-from moiety.bundle.probes import TOKENS, open_probe, states_name
+from moiety.bundle.probes import TOKENS, open_probe
 from moiety.errors import IntegrityError, PolicyError
 from moiety.family import (
     ENTRY_MAX,
@@ -30,7 +29,6 @@ from moiety.family import (
     MATRICES,
     delta_in,
     delta_out,
-    token_row,
     weight,
 )
 from moiety.files import digest_bytes
@@ -41,9 +39,6 @@ NORM_RATIO_MAX = 8.0
 
 FACTOR_NORM_MAX = 1e4
 """A low-rank factor's norm, times the anchor's matrix where that is larger than one."""
-
-LOGIT_MAX = 1e4
-"""Norm of a row times the longest state of the probe, a bound on its logits; honest rows: 300."""
 
 CAPTURE_MAX = 0.9
 CAPTURE_FLAG = 0.5
@@ -80,16 +75,17 @@ def check_weights(tensors: TensorFile, manifest: Manifest, anchor: AnchorFacts |
 
     Raises:
         IntegrityError: a digest is not the signed one.
-        PolicyError: a value, a norm or a row is not acceptable.
+        PolicyError: a value, a norm or a table is not acceptable.
     """
     norms = _check_digests(tensors, manifest)
     if anchor is None:
-        return ["not compared with an anchor: norms and router rows are unchecked"]
+        return ["not compared with an anchor: norms and evidence are unchecked"]
     if manifest.rank is None:
         _check_full(norms, manifest, anchor, tensors.path)
     else:
         _check_low_rank(norms, manifest, anchor, tensors)
-    return _check_rows(norms, manifest, anchor, tensors)
+    with open_probe(anchor.probe, anchor.paper) as probe:
+        return _check_table(tensors, probe)
 
 
 def _check_digests(tensors: TensorFile, manifest: Manifest) -> dict[str, float]:
@@ -150,34 +146,8 @@ def _check_low_rank(
     in_threads(check, places, manifest.shards[WEIGHTS].bytes)
 
 
-def _check_rows(
-    norms: dict[str, float], manifest: Manifest, anchor: AnchorFacts, tensors: TensorFile
-) -> list[str]:
-    """How much public text the table and the rows take: refused, flagged or fine."""
-    with open_probe(anchor.probe, anchor.paper) as probe:
-        flags = _check_table(tensors, probe)
-        shares = []
-        for layer in range(manifest.num_layers):
-            name = token_row(layer)
-            states_ND = probe.read(states_name(layer))
-            largest = float(np.max(np.linalg.norm(states_ND.astype(np.float64), axis=1)))
-            if not norms[name] * largest <= LOGIT_MAX:
-                raise PolicyError(
-                    f"a token row of norm {norms[name]:.4g}: logits up to "
-                    f"{norms[name] * largest:.4g} on public text",
-                    where=f"{tensors.path}: {name}",
-                )
-            shares.append(captured_share(states_ND, tensors.read(name)))
-    flags += _judge_share("token rows", float(np.mean(shares)), tensors.path)
-    worst = int(np.argmax(shares))
-    if not flags and shares[worst] > CAPTURE_MAX:
-        flags.append(
-            f"captures {shares[worst]:.0%} of public text with the token row of layer {worst}"
-        )
-    return flags
-
-
 def _check_table(tensors: TensorFile, probe: TensorFile) -> list[str]:
+    """How much public text the table takes: refused, flagged or fine."""
     table_V = tensors.read(EVIDENCE)
     largest = float(np.abs(table_V).max())
     if not largest <= ENTRY_MAX:
@@ -186,15 +156,10 @@ def _check_table(tensors: TensorFile, probe: TensorFile) -> list[str]:
             where=f"{tensors.path}: {EVIDENCE}",
         )
     share = share_by_evidence(probe.read(TOKENS), table_V)
-    return _judge_share("evidence", share, tensors.path)
-
-
-def _judge_share(kind: str, share: float, path: Path) -> list[str]:
     if not share <= CAPTURE_MAX:
         raise PolicyError(
-            f"captures {share:.0%} of public text with its {kind}; the limit is {CAPTURE_MAX:.0%}",
-            where=path,
-            remedy="train with public text in the batch",
+            f"captures {share:.0%} of public text; the limit is {CAPTURE_MAX:.0%}",
+            where=tensors.path,
+            remedy="ask its owner how the table was counted",
         )
-    flag = f"captures {share:.0%} of public text with its {kind}"
-    return [flag] if share > CAPTURE_FLAG else []
+    return [f"captures {share:.0%} of public text"] if share > CAPTURE_FLAG else []

@@ -254,7 +254,7 @@ def _finish(
             window_tokens=min(PROBE_WINDOW_TOKENS, config.max_position_embeddings),
             separator=separator,
         )
-        write_probe(backbone, heldout, folder / anchors.PROBE)
+        write_probe(heldout, folder / anchors.PROBE)
         bits = judge_backbone(backbone, heldout, BudgetConfig().final_tokens).bits_per_byte
     return anchors.write_anchor_paper(folder, family="olmo2"), bits
 

@@ -77,10 +77,6 @@ class PairConfig(Section):
 
     rank: int | None = Field(None, ge=1)
     """None trains full matrices; a number trains a low-rank delta of the anchor's."""
-    row_weight: float = Field(0.1, ge=0)
-    """Weight of the rows' own cross-entropy beside the language-model loss; 0: no fit either."""
-    token_share: float = Field(0.5, ge=0, le=1)
-    """Share of the windows that are routed by the token rows; the others by evidence."""
 
 
 class ComputeConfig(Section):

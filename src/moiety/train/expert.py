@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Olmo2ForCausalLM
 
@@ -32,7 +31,6 @@ from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
-from moiety.train.rows import add_fitted_rows
 from moiety.train.stopping import resumable
 from moiety.train.table import evidence_table
 from moiety.train.texts import Texts, prepare_texts
@@ -105,17 +103,14 @@ def _train(
     if config.data.window_tokens > backbone.config.max_position_embeddings:
         raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     before = _judge_both(backbone, None, texts, config, compute)
-    probe = load_file(plan.anchor / anchors.PROBE)
     table = evidence_table(texts.own, texts.public, backbone.config.vocab_size)
-    pair = Pair(backbone, table, probe, rank=config.pair.rank, seed=config.seed)
+    pair = Pair(backbone, table, rank=config.pair.rank, seed=config.seed)
     compute.prepare_frozen(backbone)
     frozen = frozen_digest(backbone)
     job = expert_job(pair, texts, config, compute, steps, plan.owner)
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
-    if config.pair.row_weight and _public_windows(config):
-        add_fitted_rows(pair, texts.own, texts.public, compute, quiet=quiet)
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
     result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))
@@ -130,21 +125,19 @@ def expert_job(
 ) -> Job:
     """The pair is trained on own and public text; judged on the owner's held-out text."""
     windows = config.batch.windows
-    public_windows = _public_windows(config)
+    public_windows = round(config.data.public_share * windows)
     if public_windows >= windows:
         raise ConfigError("no window is left for the owner's text", where="data.public_share")
-    own_windows = windows - public_windows
-    shares = Shares(own_windows, public_windows, config.pair.token_share)
+    shares = Shares(windows - public_windows, public_windows)
     batches = StepBatches(texts.own, texts.public, shares, config.seed)
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            pair.expect(batch.inputs_BT, batch.documents_BT, batch.by_token_B)
+            pair.expect(batch.inputs_BT, batch.documents_BT)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
-            rows = pair.row_loss(batch.own_B, batch.balance_BT)
-            yield loss * batch.weight + config.pair.row_weight * rows
+            yield loss * batch.weight
 
     def judge() -> float:
         tokens = config.budget.judge_tokens
@@ -158,11 +151,6 @@ def expert_job(
         tokens_per_step=windows * config.data.window_tokens,
         num_steps=steps,
     )
-
-
-def _public_windows(config: TrainConfig) -> int:
-    """Windows of public text in each step."""
-    return round(config.data.public_share * config.batch.windows)
 
 
 def frozen_digest(backbone: Olmo2ForCausalLM) -> str:

@@ -1,6 +1,6 @@
-"""The public sample of an anchor, and its probe, on which tables and rows are judged.
+"""The public sample of an anchor, and its probe, on which tables of evidence are judged.
 
-Legend: N probe position, D width, W window, T position.
+Legend: W window, T position.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors
 from moiety.data import PackedText, Skipped, Sources
 from moiety.errors import DataError
 from moiety.files import digest_bytes
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.states import gather_states
 
 SAMPLE_MAX_BYTES = 16 * 2**20
 """Public text shipped with an anchor: enough that an owner's batches rarely repeat it."""
@@ -60,28 +58,14 @@ def sample_sources(anchor: Path) -> Sources:
     return Sources([str(anchor / anchors.SAMPLE)], record_key="record")
 
 
-def write_probe(backbone: Olmo2ForCausalLM, text: PackedText, path: Path) -> None:
-    """Writes the states that enter each feed-forward block at positions of public text.
+def write_probe(text: PackedText, path: Path) -> None:
+    """Writes ``tokens``, the beginnings of documents of an aligned public text.
 
-    Per layer ``layers.N.token``, float32 ``[N, D]``; and ``tokens``, the beginnings of documents. A
-    token row applied to the states, and a table to the tokens, say without running any model how
-    much of public text they would capture.
-
-    Raises:
-        DataError: too little text.
+    A table of evidence applied to them says, without running any model, how much of public text it
+    would capture.
     """
-    positions = anchors.PROBE_POSITIONS_MAX // _WINDOWS
-    states = gather_states(backbone, text, _WINDOWS, positions).states
-    tokens_WT = _beginnings(text)
-    if len(states["layers.0.token"]) < anchors.PROBE_POSITIONS_MIN:
-        raise DataError(
-            "too little public text to tell what its states are",
-            remedy="give more public text, or longer documents",
-        )
-    plans = [array_plan(name, tensor.numpy()) for name, tensor in sorted(states.items())]
-    plans.append(array_plan(anchors.TOKENS, tokens_WT, "I32"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, plans)
+    write_tensors(path, [array_plan(anchors.TOKENS, _beginnings(text), "I32")])
 
 
 def _beginnings(text: PackedText) -> np.ndarray[Any, np.dtype[np.int32]]:
