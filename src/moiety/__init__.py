@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moiety.model import Mixture
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(
-    release: str | Path,
-    *,
-    routing: Literal["context", "token"] = "context",
-    device: str = "cpu",
-) -> Mixture:
+def load(release: str | Path, *, device: str = "cpu") -> Mixture:
     """A release as a model with ``.generate``, ``.only(...)`` and ``.without(...)``.
 
     Raises:
@@ -30,4 +25,4 @@ def load(
     """
     from moiety.merge import load_release
 
-    return load_release(Path(release), routing=routing, device=device)
+    return load_release(Path(release), device=device)

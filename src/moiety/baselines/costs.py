@@ -116,17 +116,17 @@ def dense_cost(
     return Cost(tokens * (forward + backward), forward, sizes.parameters(1))
 
 
-def pair_cost(sizes: Sizes, tokens: int) -> Cost:
-    """The anchor's block and an owner's in every layer, both on every token; two rows.
+def pair_cost(sizes: Sizes, tokens: int, *, rows: int = 0) -> Cost:
+    """The anchor's block and an owner's in every layer, both on every token.
 
-    Forward with two blocks and two rows; backward as blocks alone (``dense_cost``), and f more in
-    each layer but the first, for the gradient that passes through the anchor's block; of the rows'
-    4 D twice as much, in the first layer once. Our own pair has two rows of other kinds,
-    and the anchor's is zero; the fit of its rows, once at the end, is not counted.
+    Forward with two blocks; backward as blocks alone (``dense_cost``), and f more in each layer but
+    the first, for the gradient that passes through the anchor's block. ``rows`` is 2 where a router
+    chooses between them: 4 D, backward twice as much, in the first layer once. Evidence costs
+    nothing: it is looked up.
     """
-    forward = sizes.forward(2, rows=2)
-    backward = _backward_of_blocks(sizes, frozen=1, rows=2)
-    return Cost(tokens * (forward + backward), forward, sizes.parameters(2, rows=2))
+    forward = sizes.forward(2, rows=rows)
+    backward = _backward_of_blocks(sizes, frozen=1, rows=rows)
+    return Cost(tokens * (forward + backward), forward, sizes.parameters(2, rows=rows))
 
 
 def mixture_cost(
@@ -135,12 +135,22 @@ def mixture_cost(
     """``top_k`` of ``experts`` run on every token; trained whole on ``tokens``, if at all.
 
     Forward L (a + p + k f + 2 E D) + h; training three times that a token. ``before`` are the
-    models it was made of: their training is added. So a release is ``before=pairs``, BTX is
-    ``before=dense models`` and ``tokens`` of public text, a joint mixture ``tokens`` alone.
+    models it was made of: their training is added. So BTX is ``before=dense models`` and ``tokens``
+    of public text, a joint mixture ``tokens`` alone, an exported release ``before=pairs``.
     """
     forward = sizes.forward(min(top_k, experts), rows=experts)
     training = 3 * forward * tokens + sum(cost.training_flops for cost in before)
     return Cost(training, forward, sizes.parameters(experts, rows=experts))
+
+
+def release_cost(sizes: Sizes, *, experts: int, top_k: int, before: Sequence[Cost] = ()) -> Cost:
+    """``top_k`` of ``experts`` on every token, chosen by tables of evidence, one an expert.
+
+    Forward L (a + p + k f) + h; the tables' E V numbers count as parameters.
+    """
+    parameters = sizes.parameters(experts) + experts * sizes.vocab
+    training = sum(cost.training_flops for cost in before)
+    return Cost(training, sizes.forward(min(top_k, experts)), parameters)
 
 
 def soup_cost(costs: Sequence[Cost]) -> Cost:

@@ -48,4 +48,3 @@ def _check_tokens(probe: TensorFile, vocabulary: int) -> None:
     tokens_WT = probe.read(TOKENS)
     if tokens_WT.min() < -1 or tokens_WT.max() >= vocabulary or (tokens_WT[:, 0] < 0).any():
         raise FormatError("no tokens of this anchor", where=f"{probe.path}: {TOKENS}")
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -25,10 +25,6 @@ Assignments = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with interrupted work.")]
 
-Routing = Annotated[
-    Literal["context", "token"],
-    typer.Option(help="context: evidence over the text so far; token: as stock loaders route."),
-]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 More = Annotated[list[str] | None, typer.Argument(hidden=True)]
 """Further values of an option that takes several, as in ``--data a=x b=y``."""

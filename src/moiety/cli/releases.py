@@ -35,9 +35,6 @@ def merge(
             help="Experts a token uses; default: all, at most 5; auto: tried out on public text.",
         ),
     ] = None,
-    native: Annotated[
-        bool, typer.Option("--native", help="Keep low-rank experts small; only moiety loads it.")
-    ] = False,
     key: Keys = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +58,6 @@ def merge(
             bundles,
             out,
             top_k=top_k,
-            native=native,
             keys=allowed,
             progress=advance,
             watch=watch,
@@ -173,17 +169,12 @@ def _tell_sweep(sweep: Any) -> None:
         title_justify="left",
         caption_justify="left",
     )
-    columns = ("k", "by evidence", "minus anchor", "by token row", "minus anchor", "MFLOPs a token")
-    for column in (*columns, "times the anchor's", ""):
+    for column in ("k", "bits", "minus anchor", "MFLOPs a token", "times the anchor's", ""):
         table.add_column(column, justify="right")
     alone = f"{sweep.anchor:.3f}"
-    table.add_row("anchor", alone, "", alone, "", f"{sweep.anchor_flops / 10**6:,.1f}", "1.00", "")
+    table.add_row("anchor", alone, "", f"{sweep.anchor_flops / 10**6:,.1f}", "1.00", "")
     for one in sweep.trials:
-        bits = [
-            text
-            for b in (one.context, one.token)
-            for text in (f"{b:.3f}", f"{b - sweep.anchor:+.3f}")
-        ]
+        bits = (f"{one.bits:.3f}", f"{one.bits - sweep.anchor:+.3f}")
         cost = (f"{one.flops / 10**6:,.1f}", f"{one.flops / sweep.anchor_flops:.2f}")
         table.add_row(str(one.top_k), *bits, *cost, "chosen" if one.top_k == sweep.top_k else "")
     screen.out().print(table)

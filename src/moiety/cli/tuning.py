@@ -18,8 +18,6 @@ from moiety.cli.options import (
     TextField,
 )
 
-_KINDS = {"evidence": "tables of evidence", "token": "token rows"}
-
 AnchorFolder = Annotated[Path, typer.Option(help="The release's anchor, with its public sample.")]
 
 
@@ -84,15 +82,15 @@ def tune_router(
         list[Path], typer.Option(help="PROXIES.json of an owner in the release; repeatable.")
     ],
     out: NewFolder,
-    steps: Annotated[int, typer.Option(help="Steps for tables, and again for token rows.")] = 200,
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 200,
     set_: Assignments = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Train how a release routes, everybody together, on public text that its owners chose.
 
-    Tables of evidence and token rows change, experts do not. The new release is no longer strict,
-    says so, and keeps the owners' own; untune, withdraw and admit go back to them.
+    Tables of evidence change, experts do not. The new release is no longer strict, says so, and
+    keeps the owners' own; untune, withdraw and admit go back to them.
 
     Example: moiety tune-router release/ --anchor anchor/ --proxies proxies.json --out tuned/
     """
@@ -102,13 +100,13 @@ def tune_router(
     screen.quiet_libraries()
     plan = RouterPlan(release, anchor, proxies, out, tuning_config(set_ or []), steps)
     done = tune(plan, resume=resume)
-    screen.say(f"release at {out}: not strict, its tables and rows were tuned")
+    screen.say(f"release at {out}: not strict, its tables were tuned")
+    before, after = done.heldout
     screen.figures(
         [
-            (_KINDS[kind], f"{before:.4f} to {after:.4f} bits per byte, held out")
-            for kind, (before, after) in done.heldout.items()
+            ("held out", f"{before:.4f} to {after:.4f} bits per byte"),
+            ("roster digest", done.digest),
         ]
-        + [("roster digest", done.digest)]
     )
     for flag in done.flags:
         screen.say(f"  note: {flag}")
@@ -120,7 +118,7 @@ def tune_router(
 
 
 def untune(release: ReleaseFolder, out: NewFolder, as_json: AsJson = False) -> None:
-    """Go back to the owners' own tables and rows: byte for byte the release before it was tuned.
+    """Go back to the owners' own tables: byte for byte the release before it was tuned.
 
     Example: moiety untune tuned/ --out release/
     """

@@ -14,7 +14,6 @@ from moiety.cli.options import (
     Device,
     More,
     ReleaseFolder,
-    Routing,
     SkipBad,
     TextField,
     WindowTokens,
@@ -36,7 +35,6 @@ def generate(
     without: Annotated[
         str | None, typer.Option(help="A,B: use everybody but these owners.")
     ] = None,
-    routing: Routing = "context",
     stream: Annotated[bool, typer.Option("--stream", help="Print as the text comes.")] = False,
     device: Device = "cpu",
 ) -> None:
@@ -49,7 +47,7 @@ def generate(
     if experts is not None and without is not None:
         raise ConfigError("--experts and --without exclude each other", remedy="give one of them")
     screen.quiet_libraries()
-    mixture = load_release(release, routing=routing, device=device)
+    mixture = load_release(release, device=device)
     chosen = (
         mixture.without(*_names(without)) if experts is None else mixture.only(*_names(experts))
     )
@@ -72,7 +70,6 @@ def eval_(
         list[str], typer.Option(metavar="NAME=PATH", help="Text to judge on; repeat for several.")
     ],
     more: More = None,
-    routing: Routing = "context",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, charts, HTML.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each text, a fair sample.")] = 32_768,
     window_tokens: WindowTokens = 256,
@@ -98,7 +95,6 @@ def eval_(
     question = Question(
         release=release,
         texts=_texts([*data, *(more or [])]),
-        routing=routing,
         max_tokens=max_tokens,
         window_tokens=window_tokens,
         top_k=top_k,
@@ -122,7 +118,6 @@ def eval_(
 def attribute(
     release: ReleaseFolder,
     text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Files of text.")],
-    routing: Routing = "context",
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text, a fair sample.")] = 4096,
     window_tokens: WindowTokens = 256,
     orders: Annotated[
@@ -149,7 +144,6 @@ def attribute(
         done = divide(
             release,
             Sources(text, text_field=text_field, skip_bad=skip_bad),
-            routing=routing,
             max_tokens=max_tokens,
             window_tokens=window_tokens,
             orders=orders,

@@ -21,7 +21,7 @@ from itertools import accumulate
 from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +104,6 @@ def attribute(
     release: Path,
     sources: Sources,
     *,
-    routing: Literal["context", "token"] = "context",
     max_tokens: int = 4096,
     window_tokens: int = 256,
     orders: int = 100,
@@ -123,7 +122,7 @@ def attribute(
     check_tokens(max_tokens)
     if orders < 4:
         raise ConfigError("at least four orders are needed to tell an error", where="orders")
-    mixture = load_release(release, routing=routing, device=device)
+    mixture = load_release(release, device=device)
     owners = mixture.names[1:]
     if not owners:
         raise ConfigError("a release without owners owes nobody anything", where=release)

@@ -2,9 +2,9 @@
 
 Legend: B request, T position, D width, V vocabulary.
 
-The harness loads a plain release by itself (``--model hf``) and routes it by token rows. This puts
-a ``Mixture`` in its place: routed by evidence over the context, restricted by ``only`` or
-``without``. It needs the extra ``eval`` and is imported by nobody here::
+The harness loads what ``moiety export`` writes by itself (``--model hf``). This gives it a release
+as it is, restricted by ``only`` or ``without``. It needs the extra ``eval`` and is imported by
+nobody here::
 
     from moiety.evaluate.harness import HarnessModel
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ class Question:
 
     release: Path
     texts: Mapping[str, Sequence[str]]
-    routing: Literal["context", "token"] = "context"
     max_tokens: int = 32_768
     window_tokens: int = 256
     top_k: int | None = None
@@ -59,7 +58,7 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
     if question.top_k is not None and question.top_k < 1:
         raise ConfigError(f"{question.top_k} experts a token", where="top_k", remedy="at least 1")
     release = open_release(question.release)
-    mixture = load_release(question.release, routing=question.routing, device=question.device)
+    mixture = load_release(question.release, device=question.device)
     if question.top_k is not None:
         mixture.routing.top_k = question.top_k
     models = model_names(release.names[1:])
@@ -79,7 +78,6 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
     beginnings = tuple(_beginning(models, filled, n, question.seed) for n in BEGINNINGS)
     return Evaluation(
         release=release.digest,
-        routing_mode=question.routing,
         top_k=mixture.routing.top_k,
         texts=filled.facts,
         models=models,

@@ -58,7 +58,6 @@ class Evaluation(BaseModel):
     format: Literal["moiety.report/1"] = "moiety.report/1"
     kind: Literal["evaluation"] = "evaluation"
     release: str
-    routing_mode: Literal["context", "token"]
     top_k: int
     texts: tuple[TextFacts, ...]
     models: tuple[str, ...]
@@ -142,7 +141,7 @@ def to_json_line(evaluation: Evaluation) -> dict[str, Any]:
     paper = evaluation.model_dump(mode="json")
     line = {key: paper[key] for key in ("bits_per_byte", "gap_closed", "removal")}
     line["intervals"] = {key: paper[f"{key}_interval"] for key in line}
-    for key in ("release", "routing_mode", "top_k", "models", "texts", "routing", "seconds"):
+    for key in ("release", "top_k", "models", "texts", "routing", "seconds"):
         line[key] = paper[key]
     line["beginnings"] = paper["beginnings"]
     line["routing_detail"] = _routing_summary(evaluation)

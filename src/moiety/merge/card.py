@@ -13,17 +13,8 @@ license_name: see-experts
 tags:
 - moiety
 - mixture-of-experts
-- {tag}
 ---
 """
-
-_STOCK = """\
-It loads in stock `transformers` (`AutoModelForCausalLM.from_pretrained(folder)`), which routes by
-the token rows; `moiety` routes by evidence over the context, which is better."""
-
-_NATIVE = """\
-Low-rank experts are kept as factors, which only `moiety` loads; `moiety merge` without `--native`
-makes a release that stock `transformers` loads."""
 
 _TEXT = """\
 # A mixture of {count}
@@ -31,7 +22,8 @@ _TEXT = """\
 One frozen public model, the anchor, and {owners}. Each expert was trained apart
 on text that never left its owner. At most {top_k} of {num_experts} experts run for a token.
 
-{loading}
+`moiety` loads it as it is. `moiety export` makes a plain checkpoint of it, or of some of its
+experts, that stock `transformers` and vLLM load.
 
 | slot | expert | rank | licence | purposes | last day | bundle | key |
 |---|---|---|---|---|---|---|---|
@@ -50,7 +42,7 @@ _TUNED = """
 {reason}
 Text was chosen by: {owners}.
 
-So what one owner's table and rows say depends on the others, and a request without an owner is
+So what one owner's table says depends on the others, and a request without an owner is
 not answered as by the release that never had that owner. Those of the bundles lie in `untuned/`.
 When an owner leaves or joins, everybody goes back to them first.
 """
@@ -60,13 +52,12 @@ def release_card(roster: Roster) -> bytes:
     """The card of a release: a function of the roster's experts and nothing else."""
     num_owners = len(roster.experts) - 1
     owners = f"{num_owners} expert{'' if num_owners == 1 else 's'} of as many owners"
-    text = _FRONT_MATTER.format(tag="moiety_native" if roster.native else "flex_olmo")
+    text = _FRONT_MATTER
     text += _TEXT.format(
         count=f"{len(roster.experts)} expert{'' if num_owners == 0 else 's'}",
         owners=owners,
         top_k=roster.effective_top_k,
         num_experts=len(roster.experts),
-        loading=_NATIVE if roster.native else _STOCK,
         table="\n".join(_row(expert) for expert in roster.experts),
         anchor=roster.anchor,
     )

@@ -71,7 +71,7 @@ def _matrices(release: Release, expert: Slot, files: OpenFiles) -> list[Piece]:
     roster = release.roster
     file = files.open(release.folder / expert.shard)
     names = layout.matrix_names(roster.num_layers, expert.slot)
-    if not roster.holds_factors(expert):
+    if expert.rank is None:
         return [copied(file, mixed, dense, expert.tensors[mixed]) for dense, _, mixed in names]
     first = roster.experts[0]
     ground = files.open(release.folder / first.shard)

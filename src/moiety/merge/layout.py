@@ -8,15 +8,12 @@ from moiety.family import EVIDENCE_TABLE, MATRICES, OLMO2, delta_in, delta_out, 
 
 ROSTER = "roster.json"
 SHARED = "shared.safetensors"
-ROUTER = "router.safetensors"
 EVIDENCE = "evidence.safetensors"
 UNTUNED = "untuned"
-"""Folder of a tuned release that holds the owners' own tables and rows, in files named as in a
-strict one. Loaders look for weights beside ``config.json`` only, so they cannot take these for
-theirs."""
+"""Folder of a tuned release that holds the owners' own tables, in a file named as in a strict one.
+"""
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 CARD = "README.md"
 ANCHOR_FILES = ("anchor/anchor.json", "anchor/probe.safetensors")
 TOKENIZER_FILES = frozenset(
@@ -49,17 +46,15 @@ def bundle_files(name: str) -> tuple[str, str]:
     return f"bundles/{name}/manifest.json", f"bundles/{name}/signature.json"
 
 
-def row_files(*, untuned: bool = False) -> tuple[str, str]:
-    """The files of (tables, token rows): those a release is run with, or the untuned ones."""
-    folder = f"{UNTUNED}/" if untuned else ""
-    return f"{folder}{EVIDENCE}", f"{folder}{ROUTER}"
+def evidence_file(*, untuned: bool = False) -> str:
+    """The file of the tables: those a release is run with, or the untuned ones."""
+    return f"{UNTUNED}/{EVIDENCE}" if untuned else EVIDENCE
 
 
-def own_files(names: Sequence[str], native: bool, *, tuned: bool) -> list[str]:
+def own_files(names: Sequence[str], *, tuned: bool) -> list[str]:
     """Every file of a release but roster, shards and what came with the tokenizer."""
-    found = [CONFIG, CARD, *row_files(), *ANCHOR_FILES]
-    found += row_files(untuned=True) if tuned else []
-    found += [] if native else [INDEX]
+    found = [CONFIG, CARD, EVIDENCE, *ANCHOR_FILES]
+    found += [evidence_file(untuned=True)] if tuned else []
     return sorted(found + [path for name in names[1:] for path in bundle_files(name)])
 
 
@@ -101,22 +96,11 @@ def factor_shapes(num_layers: int, width: int, hidden: int, rank: int) -> Shapes
     return shapes
 
 
-def row_shapes(
-    experts: int, width: int, vocabulary: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of the stacked tables of evidence, and of a layer's stacked token rows."""
-    return (experts, vocabulary), (experts, width)
-
-
 def shared_names(names: Collection[str], num_layers: int) -> list[str]:
     """Of an anchor's tensors those outside its feed-forward blocks, in the file's order."""
     return sorted(set(names) - {dense for dense, _, _ in matrix_names(num_layers, 0)})
 
 
-def row_tensors(num_layers: int, slot: int, *, untuned: bool = False) -> tuple[str, list[str]]:
-    """How papers name one expert's table, and its token row in each layer, of a release."""
-    folder = f"{UNTUNED}." if untuned else ""
-    return (
-        f"{folder}{EVIDENCE_TABLE}.{slot}",
-        [f"{folder}{OLMO2.gate(layer)}.{slot}" for layer in range(num_layers)],
-    )
+def table_tensor(slot: int, *, untuned: bool = False) -> str:
+    """How papers name one expert's table of evidence in a release."""
+    return f"{UNTUNED}.{EVIDENCE_TABLE}.{slot}" if untuned else f"{EVIDENCE_TABLE}.{slot}"

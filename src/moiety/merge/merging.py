@@ -51,16 +51,14 @@ def merge(
     out: Path,
     *,
     top_k: int | Literal["auto"] | None = None,
-    native: bool = False,
     keys: set[str] | None = None,
     progress: Progress | None = None,
     watch: Watcher | None = None,
 ) -> MergeSummary:
     """Verifies an anchor and bundles, and writes their release: same inputs, same bytes.
 
-    ``native`` keeps low-rank experts as factors; only our loader reads such a release. ``top_k``
-    ``"auto"`` tries numbers out on public text, which ``watch`` hears of and needs torch, and
-    writes the one chosen as if it had been given.
+    ``top_k`` ``"auto"`` tries numbers out on public text, which ``watch`` hears of and needs torch,
+    and writes the one chosen as if it had been given.
 
     Raises:
         TrustError: something does not hold; nothing is written then.
@@ -75,7 +73,7 @@ def merge(
         verified = _verify_bundles(bundles, verified_anchor, keys, stack)
         middle = time.monotonic()
         ground = ground_from_anchor(verified_anchor, files)
-        members = [member_from_bundle(bundle, ground, native=native) for bundle in verified]
+        members = [member_from_bundle(bundle, ground) for bundle in verified]
         with clean_folder(out) as folder:
             auto = top_k == "auto"
             place = folder / DRAFT if auto else folder
@@ -85,7 +83,6 @@ def merge(
                 ground,
                 members,
                 top_k=top_k if isinstance(top_k, int) else None,
-                native=native,
                 progress=progress,
             )
             sweep = None
@@ -130,14 +127,13 @@ def admit(
         middle = time.monotonic()
         ground = ground_from_release(standing, files)
         members = [member_from_release(standing, slot, files) for slot in roster.experts[1:]]
-        members.append(member_from_bundle(verified, ground, native=roster.native))
+        members.append(member_from_bundle(verified, ground))
         with clean_folder(out) as folder:
             grown = assemble(
                 folder,
                 ground,
                 members,
                 top_k=roster.top_k,
-                native=roster.native,
                 progress=progress,
             )
     done = _summary(out, grown, [verified], (middle - begin, time.monotonic() - middle))
@@ -156,7 +152,6 @@ def _settle(folder: Path, top_k: int) -> Roster:
             ground_from_release(draft, files),
             [member_from_release(draft, slot, files) for slot in draft.roster.experts[1:]],
             top_k=top_k,
-            native=draft.roster.native,
         )
     shutil.rmtree(draft.folder)
     return roster

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moiety.bundle import anchors, verify_manifest
 from moiety.errors import IntegrityError, PolicyError
-from moiety.family import ENTRY_MAX, EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
-from moiety.files import digest_bytes, digest_file, list_files, parse_json, read_limited
+from moiety.family import ENTRY_MAX, EVIDENCE, EVIDENCE_TABLE
+from moiety.files import digest_bytes, digest_file, list_files, read_limited
 from moiety.merge import layout
-from moiety.merge.assemble import config_for, index_for, row_digests, zero_rows
-from moiety.merge.roster import WHY_NOT_STRICT, Roster, Rows, Slot, Tuning, read_roster
+from moiety.merge.assemble import config_for, zero_table
+from moiety.merge.roster import WHY_NOT_STRICT, Roster, Slot, Tuning, read_roster
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import run_jobs
 from moiety.tensors import TensorFile, open_tensors
@@ -53,7 +53,7 @@ class Release:
 
 
 def open_release(folder: Path) -> Release:
-    """Checks everything that is small: roster, file set, signatures, papers, rows, headers.
+    """Checks everything that is small: roster, file set, signatures, papers, tables, headers.
 
     The weights themselves are read by ``verify_release``.
 
@@ -68,9 +68,13 @@ def open_release(folder: Path) -> Release:
     _check_anchor(release)
     for expert in roster.experts[1:]:
         _check_owner(release, expert)
-    _check_rows(release)
+    _check_tables(release, roster.own_evidence_file, [slot.evidence for slot in roster.experts])
+    if roster.tuning is not None:
+        _check_tuned(release, roster.tuning)
     _check_shards(release)
-    _check_stock(release)
+    config = read_config(folder / layout.CONFIG)
+    if config != config_for(roster, config):
+        raise IntegrityError("the configuration is not the roster's", where=folder / layout.CONFIG)
     return release
 
 
@@ -88,14 +92,8 @@ def verify_release(folder: Path) -> Release:
     return release
 
 
-def load_release(
-    folder: Path,
-    *,
-    routing: Literal["context", "token"] = "context",
-    device: str = "cpu",
-    dtype: Any = None,
-) -> Mixture:
-    """A release as a model, routed by evidence over context, or as stock loaders do it."""
+def load_release(folder: Path, *, device: str = "cpu", dtype: Any = None) -> Mixture:
+    """A release as a model, routed by evidence over context."""
     from moiety.model import load_mixture
 
     release = open_release(folder)
@@ -104,11 +102,9 @@ def load_release(
         release.folder,
         release.names,
         [release.folder / expert.shard for expert in roster.experts],
-        [expert.rank if roster.holds_factors(expert) else None for expert in roster.experts],
-        router=release.folder / roster.routing.token,
-        evidence=release.folder / roster.routing.evidence,
+        [expert.rank for expert in roster.experts],
+        evidence=release.folder / layout.EVIDENCE,
         top_k=roster.effective_top_k,
-        routing=routing,
         dtype=dtype,
         device=device,
     )
@@ -152,9 +148,11 @@ def _check_anchor(release: Release) -> None:
     for dense, _, mixed in layout.matrix_names(paper.num_layers, 0):
         if first.tensors[mixed] != paper.tensors[dense].sha256:
             raise IntegrityError(f"slot 0 is not the anchor: {mixed}", where=folder)
-    rows = [first.rows] if roster.tuning is None else [first.rows, roster.tuning.rows[0]]
-    if any(found != row_digests(*zero_rows(paper)) for found in rows):
-        raise IntegrityError("the anchor's rows are not zero", where=folder)
+    tables = (
+        {first.evidence} if roster.tuning is None else {first.evidence, *roster.tuning.evidence[:1]}
+    )
+    if tables != {digest_bytes(zero_table(paper))}:
+        raise IntegrityError("the anchor's table is not zero", where=folder)
 
 
 def _check_owner(release: Release, expert: Slot) -> None:
@@ -168,92 +166,52 @@ def _check_owner(release: Release, expert: Slot) -> None:
     for field in ("family", "num_layers", "width", "hidden", "vocab"):
         if getattr(roster, field) != getattr(manifest, field):
             raise IntegrityError(f"{field} is not the release's", where=folder)
-    claims = _claims(roster, expert)
-    for signed_name, digest, dtype in claims:
+    for signed_name, digest, dtype in _claims(roster, expert):
         fact = manifest.tensors[signed_name]
-        if dtype in (None, fact.dtype) and fact.sha256 != digest:
+        # Rounding to another dtype changes the bits, so digests agree only where dtypes do.
+        if dtype == fact.dtype and fact.sha256 != digest:
             raise IntegrityError(f"not the tensor that was signed: {signed_name}", where=folder)
+        if dtype != fact.dtype and expert.rank is not None and signed_name != EVIDENCE:
+            raise IntegrityError(f"not the dtype that was signed: {signed_name}", where=folder)
 
 
-def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str | None]]:
-    """(name in the bundle, digest in the roster, dtype in the release) of each signed tensor.
-
-    Rounding to another dtype changes the bits, so the digests agree only where dtypes do; None
-    means they must agree in any case.
-    """
-    claims: list[tuple[str, str, str | None]] = [(EVIDENCE, expert.rows.evidence, "F32")]
-    rows = enumerate(expert.rows.token)
-    claims += [(token_row(layer), digest, roster.dtype) for layer, digest in rows]
-    if expert.delta is not None:
-        signed = {name for pair in layout.factor_names(roster.num_layers) for name in pair}
-        tables = [expert.delta, expert.tensors] if roster.holds_factors(expert) else [expert.delta]
-        for table in tables:
-            claims += [(name, table[name], None) for name in sorted(signed)]
-    else:
-        names = layout.matrix_names(roster.num_layers, expert.slot)
-        claims += [(full, expert.tensors[mixed], expert.dtype) for _, full, mixed in names]
-    return claims
-
-
-def _check_rows(release: Release) -> None:
-    """The rows are those in the roster: the owners' own, and the tuned ones where there are any."""
-    roster = release.roster
-    _check_stacks(release, roster.own_row_files, [expert.rows for expert in roster.experts])
-    if roster.tuning is not None:
-        _check_tuned(release, roster.tuning)
+def _claims(roster: Roster, expert: Slot) -> list[tuple[str, str, str]]:
+    """(name in the bundle, digest in the roster, dtype in the release) of each signed tensor."""
+    claims = [(EVIDENCE, expert.evidence, "F32")]
+    if expert.rank is not None:
+        factors = [name for pair in layout.factor_names(roster.num_layers) for name in pair]
+        return claims + [(name, expert.tensors[name], expert.dtype) for name in factors]
+    names = layout.matrix_names(roster.num_layers, expert.slot)
+    return claims + [(full, expert.tensors[mixed], expert.dtype) for _, full, mixed in names]
 
 
 def _check_tuned(release: Release, tuning: Tuning) -> None:
-    """Nobody signed tuned rows: they must be numbers, and say no more than an owner's may."""
-    files = layout.row_files()
-    _check_stacks(release, files, tuning.rows)
-    for name in files:
-        with open_tensors(release.folder / name) as file:
-            # Not the builtin max: it passes over what is no number.
-            largest = float(np.max([np.abs(file.read(tensor)).max() for tensor in file.spans]))
-            if not np.isfinite(largest):
-                raise PolicyError("a tuned row is not finite", where=file.path)
-            if name == layout.EVIDENCE and largest > ENTRY_MAX:
-                raise PolicyError(
-                    f"tuned to say {largest:.4g} nats of a token; the limit is {ENTRY_MAX:g}",
-                    where=file.path,
-                )
+    """Nobody signed tuned tables: they must be numbers, and say no more than an owner's may."""
+    _check_tables(release, layout.EVIDENCE, tuning.evidence)
+    with open_tensors(release.folder / layout.EVIDENCE) as file:
+        # Not the builtin max: it passes over what is no number.
+        largest = float(np.abs(file.read(EVIDENCE_TABLE)).max())
+        if not largest <= ENTRY_MAX:
+            raise PolicyError(
+                f"tuned to say {largest:.4g} nats of a token; the limit is {ENTRY_MAX:g}",
+                where=file.path,
+            )
     if WHY_NOT_STRICT not in read_limited(release.folder / layout.CARD).decode("utf-8", "replace"):
         raise IntegrityError("the card hides that it is not strict", where=release.folder)
 
 
-def _check_stacks(release: Release, files: tuple[str, str], slots: Sequence[Rows]) -> None:
-    """Files of (tables, token rows) against the digests of each slot's."""
-    roster = release.roster
-    evidence, token = layout.row_shapes(len(slots), roster.width, roster.vocab)
-    tables = {EVIDENCE_TABLE: [rows.evidence for rows in slots]}
-    gates = {
-        OLMO2.gate(layer): [rows.token[layer] for rows in slots]
-        for layer in range(roster.num_layers)
-    }
-    _check_stack(release, files[0], evidence, "F32", tables)
-    _check_stack(release, files[1], token, roster.dtype, gates)
-
-
-def _check_stack(
-    release: Release,
-    file_name: str,
-    shape: tuple[int, int],
-    dtype: str,
-    digests: dict[str, list[str]],
-) -> None:
-    """Every row of every stacked tensor of a file against the roster's digest of it."""
+def _check_tables(release: Release, file_name: str, digests: Sequence[str]) -> None:
+    """Every slot's table in a file against the roster's digest of it."""
+    shape = (len(digests), release.roster.vocab)
     with open_tensors(release.folder / file_name) as file:
-        _check_spans(file, dict.fromkeys(digests, (shape, dtype)))
-        for name, expected in digests.items():
-            row_bytes = file.spans[name].num_bytes // shape[0]
-            for slot, digest in enumerate(expected):
-                if (
-                    digest_bytes(bytes(file.read_range(name, slot * row_bytes, row_bytes)))
-                    != digest
-                ):
-                    where = f"{file.path}: {name}"
-                    raise IntegrityError(f"not the row of {release.names[slot]}", where=where)
+        _check_spans(file, {EVIDENCE_TABLE: (shape, "F32")})
+        table_bytes = file.spans[EVIDENCE_TABLE].num_bytes // len(digests)
+        for slot, expected in enumerate(digests):
+            data = bytes(file.read_range(EVIDENCE_TABLE, slot * table_bytes, table_bytes))
+            if digest_bytes(data) != expected:
+                raise IntegrityError(
+                    f"not the table of {release.names[slot]}", where=f"{file.path}: slot {slot}"
+                )
 
 
 def _check_shards(release: Release) -> None:
@@ -293,15 +251,3 @@ def _shard_digests(release: Release) -> dict[str, dict[str, str]]:
     names = layout.shared_names(paper.tensors, paper.num_layers)
     found = {layout.SHARED: {name: paper.tensors[name].sha256 for name in names}}
     return found | {expert.shard: expert.tensors for expert in release.roster.experts}
-
-
-def _check_stock(release: Release) -> None:
-    """What stock loaders read must say the same as the roster."""
-    roster, folder = release.roster, release.folder
-    config = read_config(folder / layout.CONFIG)
-    if config != config_for(roster, config):
-        raise IntegrityError("the configuration is not the roster's", where=folder / layout.CONFIG)
-    if not roster.native:
-        path = folder / layout.INDEX
-        if parse_json(read_limited(path), path) != index_for(roster, release.anchor.paper):
-            raise IntegrityError("the index is not the roster's", where=path)

@@ -21,24 +21,15 @@ MAX_EXPERTS = 4096
 Digests = Annotated[dict[papers.TensorName, papers.Digest], Field(max_length=16_384)]
 TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
 
-WhyNotStrict = Literal[
-    "Its tables and rows were tuned together, on public text that its owners chose."
-]
+WhyNotStrict = Literal["Its tables were tuned together, on public text that its owners chose."]
 WHY_NOT_STRICT: WhyNotStrict = get_args(WhyNotStrict)[0]
-
-
-class Rows(papers.Paper):
-    """Digests of an expert's table of evidence, and of its token row in each layer of a release."""
-
-    evidence: papers.Digest
-    token: tuple[papers.Digest, ...]
 
 
 class Slot(papers.Paper):
     """One expert of a release. Slot 0 is the anchor's, which has no owner.
 
-    ``dtype`` is that of the tensors in the expert's file; ``delta`` holds the digests of the
-    factors a low-rank expert came as.
+    ``dtype`` is that of the tensors in the expert's file, which are whole matrices, or factors when
+    there is a ``rank``; ``evidence`` is the digest of its table.
     """
 
     slot: Annotated[int, Field(ge=0, le=MAX_EXPERTS)]
@@ -50,8 +41,7 @@ class Slot(papers.Paper):
     dtype: papers.Dtype
     terms: papers.Terms | None
     tensors: Digests
-    rows: Rows
-    delta: Digests | None
+    evidence: papers.Digest
 
     @property
     def shard(self) -> str:
@@ -66,16 +56,7 @@ class Slot(papers.Paper):
                 raise ValueError("slot 0 is the anchor's and nobody owns it")
         elif self.name != self.owner or any(fact is None for fact in owned):
             raise ValueError("an expert needs owner, bundle, key and terms")
-        if (self.rank is None) != (self.delta is None):
-            raise ValueError("rank and delta belong together")
         return self
-
-
-class RoutingFiles(papers.Paper):
-    """Where the token rows and the tables of evidence are."""
-
-    token: Literal["router.safetensors"] = "router.safetensors"
-    evidence: Literal["evidence.safetensors"] = "evidence.safetensors"
 
 
 class ProxiesFacts(papers.Paper):
@@ -86,9 +67,10 @@ class ProxiesFacts(papers.Paper):
 
 
 class Tuning(papers.Paper):
-    """What was done to the tables and rows of a release that is not strict.
+    """What was done to the tables of a release that is not strict.
 
-    ``rows`` are the tuned ones, of each slot; the owners' own stand under ``experts``.
+    ``evidence`` has the digests of the tuned ones, by slot; the owners' own stand under
+    ``experts``.
     """
 
     reason: WhyNotStrict
@@ -96,7 +78,7 @@ class Tuning(papers.Paper):
     proxies: Annotated[
         dict[papers.Owner, ProxiesFacts], Field(min_length=1, max_length=MAX_EXPERTS)
     ]
-    rows: Annotated[tuple[Rows, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
+    evidence: Annotated[tuple[papers.Digest, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
 
 
 class Roster(papers.ModelFacts):
@@ -113,10 +95,8 @@ class Roster(papers.ModelFacts):
     dtype: papers.Dtype
     top_k: TopK | None
     effective_top_k: TopK
-    native: bool
     strict: bool
     tuning: Tuning | None = None
-    routing: RoutingFiles = RoutingFiles()
     experts: Annotated[tuple[Slot, ...], Field(min_length=1, max_length=MAX_EXPERTS + 1)]
     files: Annotated[dict[papers.RelativePath, papers.FileFacts], Field(max_length=20_000)]
     shards: Annotated[
@@ -129,23 +109,19 @@ class Roster(papers.ModelFacts):
         return [expert.name for expert in self.experts]
 
     @property
-    def own_row_files(self) -> tuple[str, str]:
-        """The files of (tables, token rows) as the owners' bundles hold them."""
-        return layout.row_files(untuned=self.tuning is not None)
+    def own_evidence_file(self) -> str:
+        """The file of the tables as the owners' bundles hold them."""
+        return layout.evidence_file(untuned=self.tuning is not None)
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file but the roster's own."""
         files = {name: facts.bytes for name, facts in self.files.items()}
         return files | {name: facts.bytes for name, facts in self.shards.items()}
 
-    def holds_factors(self, expert: Slot) -> bool:
-        """Whether the expert's file holds factors; then nothing in it depends on its slot."""
-        return self.native and expert.rank is not None
-
     def shapes(self, expert: Slot) -> layout.Shapes:
         """Every tensor in the expert's file, in order, with its shape."""
         sizes = (self.num_layers, self.width, self.hidden)
-        if self.native and expert.rank is not None:
+        if expert.rank is not None:
             return layout.factor_shapes(*sizes, expert.rank)
         return layout.matrix_shapes(*sizes, expert.slot)
 
@@ -162,22 +138,20 @@ class Roster(papers.ModelFacts):
             self._check_expert(expert)
         if set(self.shards) != {layout.SHARED, *(expert.shard for expert in self.experts)}:
             raise ValueError("shards are not those of the experts")
-        own = set(layout.own_files(self.names, self.native, tuned=self.tuning is not None))
+        own = set(layout.own_files(self.names, tuned=self.tuning is not None))
         if not own <= set(self.files) <= own | layout.TOKENIZER_FILES:
             raise ValueError("files are not those of a release")
         return self
 
     def _check_tuning(self) -> None:
         if self.strict != (self.tuning is None):
-            raise ValueError("a release is strict, or its rows were tuned, and never both")
+            raise ValueError("a release is strict, or its tables were tuned, and never both")
         if self.tuning is None:
             return
         if not set(self.tuning.proxies) <= set(self.names[1:]):
             raise ValueError("proxies of somebody who is not in the release")
-        if len(self.tuning.rows) != len(self.experts):
-            raise ValueError("tuned rows are not one for each slot")
-        for slot, rows in enumerate(self.tuning.rows):
-            self._check_rows(f"slot {slot}, tuned:", rows)
+        if len(self.tuning.evidence) != len(self.experts):
+            raise ValueError("tuned tables are not one for each slot")
 
     @model_serializer(mode="wrap")
     def _tell(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -191,16 +165,8 @@ class Roster(papers.ModelFacts):
         where = f"slot {expert.slot}:"
         if set(expert.tensors) != set(self.shapes(expert)):
             raise ValueError(f"{where} tensors are not those of an expert")
-        self._check_rows(where, expert.rows)
-        factors = {name for pair in layout.factor_names(self.num_layers) for name in pair}
-        if expert.delta is not None and set(expert.delta) != factors:
-            raise ValueError(f"{where} factors are not those of a low-rank expert")
-        if expert.dtype != self.dtype and not self.holds_factors(expert):
+        if expert.dtype != self.dtype and expert.rank is None:
             raise ValueError(f"{where} dtype is not the anchor's")
-
-    def _check_rows(self, where: str, rows: Rows) -> None:
-        if len(rows.token) != self.num_layers:
-            raise ValueError(f"{where} needs a token row in every layer")
 
 
 def effective_top_k(requested: int | None, num_experts: int) -> int:

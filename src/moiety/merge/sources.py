@@ -9,11 +9,11 @@ from pathlib import Path
 
 from moiety.bundle import VerifiedBundle, anchors, papers
 from moiety.errors import IntegrityError
-from moiety.family import EVIDENCE, EVIDENCE_TABLE, OLMO2, token_row
+from moiety.family import EVIDENCE, EVIDENCE_TABLE
 from moiety.files import FileState, digest_bytes, read_limited
 from moiety.merge import layout
-from moiety.merge.assemble import Ground, Member, Standing, zero_rows
-from moiety.merge.lowrank import Source, converted, materialised, read_all, rounded
+from moiety.merge.assemble import Ground, Member, Standing, zero_table
+from moiety.merge.lowrank import Source, converted, read_all, rounded
 from moiety.merge.release import Release
 from moiety.merge.roster import Slot
 from moiety.merge.stock import read_config
@@ -95,8 +95,6 @@ def ground_from_release(release: Release, files: OpenFiles) -> Ground:
 def _anchor_member(
     paper: papers.AnchorPaper, matrices: list[Source], standing: Standing | None = None
 ) -> Member:
-    evidence, token = zero_rows(paper)
-
     def pieces(slot: int) -> list[Piece]:
         names = layout.matrix_names(paper.num_layers, slot)
         return [
@@ -111,31 +109,23 @@ def _anchor_member(
         rank=None,
         dtype=paper.dtype,
         terms=None,
-        delta=None,
         papers=(),
-        evidence=evidence,
-        token=token,
+        evidence=zero_table(paper),
         pieces=pieces,
         standing=standing,
     )
 
 
-def member_from_bundle(bundle: VerifiedBundle, ground: Ground, *, native: bool) -> Member:
+def member_from_bundle(bundle: VerifiedBundle, ground: Ground) -> Member:
     """An owner's expert, from a bundle that was verified against this anchor."""
     manifest, paper, file = bundle.manifest, ground.paper, bundle.open()
 
     def source(name: str) -> Source:
         return Source(file, name, manifest.tensors[name].sha256)
 
-    def row(name: str, dtype: str) -> bytes:
-        return rounded(read_all(source(name)), dtype, name)
-
     dtype = paper.dtype
-    delta: dict[str, str] | None = None
     if manifest.rank is not None:
-        factors = [name for pair in layout.factor_names(paper.num_layers) for name in pair]
-        delta = {name: manifest.tensors[name].sha256 for name in factors}
-        dtype = manifest.tensors[factors[0]].dtype if native else paper.dtype
+        dtype = manifest.tensors[layout.factor_names(paper.num_layers)[0][0]].dtype
     return Member(
         name=manifest.owner,
         key=bundle.key,
@@ -143,31 +133,20 @@ def member_from_bundle(bundle: VerifiedBundle, ground: Ground, *, native: bool) 
         rank=manifest.rank,
         dtype=dtype,
         terms=manifest.terms,
-        delta=delta,
         papers=(bundle.manifest_bytes, bundle.signature_bytes),
-        evidence=row(EVIDENCE, "F32"),
-        token=tuple(row(token_row(n), paper.dtype) for n in range(paper.num_layers)),
-        pieces=partial(_bundle_pieces, ground, source, manifest.rank, native),
+        evidence=rounded(read_all(source(EVIDENCE)), "F32", EVIDENCE),
+        pieces=partial(_bundle_pieces, paper, source, manifest.rank),
     )
 
 
 def _bundle_pieces(
-    ground: Ground, source: Callable[[str], Source], rank: int | None, native: bool, slot: int
+    paper: papers.AnchorPaper, source: Callable[[str], Source], rank: int | None, slot: int
 ) -> list[Piece]:
-    layers = ground.paper.num_layers
-    factors = layout.factor_names(layers)
-    if rank is not None and native:
-        parts = [source(name) for pair in factors for name in pair]
-        return [copied(part.file, part.name, part.name, part.digest) for part in parts]
-    names = layout.matrix_names(layers, slot)
     if rank is not None:
-        return [
-            materialised(anchor, source(inner), source(outer), mixed)
-            for anchor, (inner, outer), (_, _, mixed) in zip(
-                ground.matrices, factors, names, strict=True
-            )
-        ]
-    return [_whole(source(full), mixed, ground.paper.dtype) for _, full, mixed in names]
+        parts = [source(name) for pair in layout.factor_names(paper.num_layers) for name in pair]
+        return [copied(part.file, part.name, part.name, part.digest) for part in parts]
+    names = layout.matrix_names(paper.num_layers, slot)
+    return [_whole(source(full), mixed, paper.dtype) for _, full, mixed in names]
 
 
 def _whole(source: Source, name: str, dtype: str) -> Piece:
@@ -179,9 +158,8 @@ def _whole(source: Source, name: str, dtype: str) -> Piece:
 def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Member:
     """An owner's expert, as it stands in a release."""
     folder, roster = release.folder, release.roster
-    layers = range(roster.num_layers)
-    # The owner's own, also where the release is run with tuned ones.
-    tables, token = (files.open(folder / name) for name in roster.own_row_files)
+    # The owner's own, also where the release is run with a tuned one.
+    tables = files.open(folder / roster.own_evidence_file)
     names = list(roster.shapes(slot))
 
     def pieces(new_slot: int) -> list[Piece]:
@@ -200,21 +178,19 @@ def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Membe
         rank=slot.rank,
         dtype=slot.dtype,
         terms=slot.terms,
-        delta=slot.delta,
         papers=tuple(read_limited(folder / name) for name in layout.bundle_files(slot.name)),
-        evidence=_row(tables, EVIDENCE_TABLE, slot.slot, slot.rows.evidence),
-        token=tuple(_row(token, OLMO2.gate(n), slot.slot, slot.rows.token[n]) for n in layers),
+        evidence=_table(tables, slot.slot, slot.evidence),
         pieces=pieces,
         standing=_standing(release, slot.shard, slot.slot, slot.tensors),
     )
 
 
-def _row(file: TensorFile, name: str, slot: int, expected: str) -> bytes:
-    span = file.spans[name]
-    row_bytes = span.num_bytes // span.shape[0]
-    data = bytes(file.read_range(name, slot * row_bytes, row_bytes))
+def _table(file: TensorFile, slot: int, expected: str) -> bytes:
+    span = file.spans[EVIDENCE_TABLE]
+    table_bytes = span.num_bytes // span.shape[0]
+    data = bytes(file.read_range(EVIDENCE_TABLE, slot * table_bytes, table_bytes))
     if digest_bytes(data) != expected:
-        raise IntegrityError("not the row in the roster", where=f"{file.path}: {name}")
+        raise IntegrityError("not the table in the roster", where=f"{file.path}: slot {slot}")
     return data
 
 

@@ -1,4 +1,4 @@
-"""What ``transformers`` and vLLM read of a release: ``config.json`` and the weight index.
+"""``config.json`` of a release and of its exports, and the weight index that stock loaders read.
 
 Source: ``FlexOlmoConfig`` and ``Olmo2Config`` of transformers 5; their defaults differ, so what an
 anchor leaves out is written down with OLMo 2's default.
@@ -18,8 +18,10 @@ from moiety.tensors import ITEM_BYTES
 
 Shape = tuple[int, ...]
 
-NATIVE_TYPE = "moiety_native"
-NATIVE_CLASS = "MoietyNativeForCausalLM"
+RELEASE_TYPE = "moiety"
+RELEASE_CLASS = "MoietyForCausalLM"
+"""No loader knows them: one that passed over the evidence would route by nothing."""
+
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MIXTURE_KEYS = (
     "num_experts",
@@ -56,16 +58,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def mixture_config(
-    config: Mapping[str, Any], *, dtype: str, num_experts: int, top_k: int, native: bool
+def release_config(
+    config: Mapping[str, Any], *, dtype: str, num_experts: int, top_k: int
 ) -> dict[str, Any]:
     """A release's ``config.json`` from the anchor's, or from that of another release of it."""
+    stock = mixture_config(config, dtype=dtype, num_experts=num_experts, top_k=top_k)
+    return {**stock, "architectures": [RELEASE_CLASS], "model_type": RELEASE_TYPE}
+
+
+def mixture_config(
+    config: Mapping[str, Any], *, dtype: str, num_experts: int, top_k: int
+) -> dict[str, Any]:
+    """A stock mixture's ``config.json`` from the anchor's or a release's."""
     rope = _rope(config)
     return {
         **_OLMO2_DEFAULTS,
         **{key: value for key, value in config.items() if key not in _CODE_KEYS},
-        "architectures": [NATIVE_CLASS if native else OLMO2.mixture_class],
-        "model_type": NATIVE_TYPE if native else OLMO2.mixture_type,
+        "architectures": [OLMO2.mixture_class],
+        "model_type": OLMO2.mixture_type,
         "num_experts": num_experts,
         "num_experts_per_tok": top_k,
         "norm_topk_prob": False,

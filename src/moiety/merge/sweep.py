@@ -5,8 +5,7 @@ cutting experts off costs *there*, and nothing about owners' text: an expert tha
 lose on its owner's text what public text cannot show. Hence the rule:
 
 - ``LEAST_TOP_K`` experts or more: each was trained beside the anchor, never alone;
-- the smallest number that costs at most ``TOLERANCE`` more than the best, routed by evidence and
-  by token rows, because one release serves both; where none does, the one that loses least.
+- the smallest number that costs at most ``TOLERANCE`` more than the best.
 
 What each owner published about public text is compared with what its expert does here.
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 LEAST_TOP_K = 2
 MOST_TOP_K = 8
-"""A sweep ends here: each further number costs two passes and as many experts a token."""
+"""A sweep ends here: each further number costs a pass and as many experts a token."""
 
 TOLERANCE = 0.002
 """Bits per byte of public text that a smaller number may cost."""
@@ -50,14 +49,10 @@ Watcher = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """One number of experts. Units: bits per byte of held-out public text; FLOPs a token.
-
-    ``context`` by evidence, as moiety routes; ``token`` by token rows, as stock loaders do.
-    """
+    """One number of experts. Units: bits per byte of held-out public text; FLOPs a token."""
 
     top_k: int
-    context: float
-    token: float
+    bits: float
     flops: int
 
 
@@ -100,16 +95,14 @@ class Sweep:
 
 
 def choose_top_k(trials: Sequence[Trial]) -> int:
-    """The smallest number within the tolerance of the best; else the one that loses least."""
+    """The smallest number within the tolerance of the best."""
     able = [one for one in trials if one.top_k >= min(LEAST_TOP_K, len(trials))]
-    context, token = (min(getattr(one, kind) for one in able) for kind in ("context", "token"))
-    lost = {one.top_k: max(one.context - context, one.token - token) for one in able}
-    enough = [top_k for top_k, bits in lost.items() if bits <= TOLERANCE]
-    return min(enough) if enough else min(lost, key=lambda top_k: (lost[top_k], top_k))
+    best = min(one.bits for one in able)
+    return min(one.top_k for one in able if one.bits - best <= TOLERANCE)
 
 
-def flops_per_token(paper: papers.AnchorPaper, num_experts: int, top_k: int) -> int:
-    """Two for each weight a token meets: attention, head, ``top_k`` blocks and all token rows.
+def flops_per_token(paper: papers.AnchorPaper, top_k: int) -> int:
+    """Two for each weight a token meets: attention, head and ``top_k`` blocks.
 
     Looking a token up costs nothing, nor does its evidence; attention's own products, which grow
     with the text, are left out.
@@ -120,8 +113,7 @@ def flops_per_token(paper: papers.AnchorPaper, num_experts: int, top_k: int) -> 
         if len(tensor.shape) == 2 and ".self_attn." in name
     )
     blocks = paper.num_layers * 3 * paper.width * paper.hidden * top_k
-    rows = paper.num_layers * paper.width * (num_experts if num_experts > 1 else 0)
-    return 2 * (outside + paper.vocab * paper.width + blocks + rows)
+    return 2 * (outside + paper.vocab * paper.width + blocks)
 
 
 def sweep_top_k(
@@ -151,9 +143,8 @@ def sweep_top_k(
         trials = tuple(
             Trial(
                 top_k,
-                context=judge(f"{top_k} of {len(mixture.names)}", None, top_k),
-                token=judge(f"{top_k} of {len(mixture.names)}, token rows", None, top_k, "token"),
-                flops=flops_per_token(anchor.paper, len(mixture.names), top_k),
+                bits=judge(f"{top_k} of {len(mixture.names)}", None, top_k),
+                flops=flops_per_token(anchor.paper, top_k),
             )
             for top_k in judge.numbers
         )
@@ -164,7 +155,7 @@ def sweep_top_k(
         return Sweep(
             top_k=choose_top_k(trials),
             anchor=alone,
-            anchor_flops=flops_per_token(anchor.paper, 1, 1),
+            anchor_flops=flops_per_token(anchor.paper, 1),
             trials=trials,
             owners=owners,
             documents=judge.documents,
@@ -196,17 +187,15 @@ class _Judge:
         self.mixture, self.text, self.watch = mixture, text, watch
         count = len(mixture.names)
         self.numbers = range(1, min(count, MOST_TOP_K) + 1)
-        self.passes = 1 + 2 * len(self.numbers) + count - 1
+        self.passes = len(self.numbers) + count
         self.done = self.documents = self.tokens = 0
 
-    def __call__(
-        self, what: str, names: Sequence[str] | None, top_k: int, mode: Any = "context"
-    ) -> float:
+    def __call__(self, what: str, names: Sequence[str] | None, top_k: int) -> float:
         """With the experts named, None for all, at most ``top_k`` of them a token."""
         routing = self.mixture.routing
         routing.top_k = top_k
         slots = self.mixture.slots(self.mixture.names if names is None else names)
-        with routing.using(slots, mode=mode):
+        with routing.using(slots):
             found = self.text.judge(self._score, max_tokens=SWEEP_TOKENS)
         self.documents, self.tokens = len(found.documents), found.tokens
         self.done += 1

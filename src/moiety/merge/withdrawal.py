@@ -18,7 +18,7 @@ from moiety.merge.roster import Roster, Slot, roster_digest
 from moiety.merge.sources import OpenFiles, ground_from_release, member_from_release
 from moiety.merge.streaming import Progress
 
-GONE_BACK = "the release was tuned: everybody is back at the tables and rows of their bundles"
+GONE_BACK = "the release was tuned: everybody is back at the table of their bundle"
 COORDINATOR_KEY = "coordinator.pem"
 
 
@@ -48,7 +48,7 @@ def withdraw(
 ) -> WithdrawalSummary:
     """Takes an owner out: what remains is byte for byte the merge that never had the expert.
 
-    If the release was tuned everybody goes back to the tables and rows of their bundles.
+    If the release was tuned everybody goes back to the table of their bundle.
 
     ``key`` signs the receipt; without one the coordinator's key in ``~/.moiety`` (or
     ``$MOIETY_HOME``) does, made when first needed. The receipt lies beside the new release.
@@ -134,20 +134,16 @@ def _assemble_without(
             ground_from_release(before, files),
             members,
             top_k=roster.top_k,
-            native=roster.native,
             progress=progress,
         )
 
 
 def removed_digests(release: Release, expert: Slot) -> dict[str, str]:
-    """Every tensor and row of an expert by its name in the release, with its digest."""
+    """Every tensor and table of an expert by its name in the release, with its digest."""
     removed, tuning = dict(expert.tensors), release.roster.tuning
-    kinds = [(expert.rows, tuning is not None)]
-    kinds += [] if tuning is None else [(tuning.rows[expert.slot], False)]
-    for rows, untuned in kinds:
-        table, names = layout.row_tensors(release.roster.num_layers, expert.slot, untuned=untuned)
-        removed[table] = rows.evidence
-        removed |= zip(names, rows.token, strict=True)
+    removed[layout.table_tensor(expert.slot, untuned=tuning is not None)] = expert.evidence
+    if tuning is not None:
+        removed[layout.table_tensor(expert.slot)] = tuning.evidence[expert.slot]
     return removed
 
 

@@ -17,7 +17,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 from moiety.errors import FormatError
 from moiety.family import EVIDENCE_TABLE, MATRICES, OLMO2
 from moiety.files import parse_json, read_limited
-from moiety.model.layer import LowRankFeedForward, MixtureLayer, Routing, RoutingMode
+from moiety.model.layer import LowRankFeedForward, MixtureLayer, Routing
 
 
 def load_dense(
@@ -80,10 +80,8 @@ def build_mixture(
     files: list[Path],
     ranks: list[int | None],
     *,
-    router: Path,
     evidence: Path,
     top_k: int,
-    routing: RoutingMode,
     dtype: torch.dtype | None,
     device: str,
 ) -> tuple[Olmo2ForCausalLM, Routing]:
@@ -97,15 +95,14 @@ def build_mixture(
     backbone = Olmo2ForCausalLM.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype or config.dtype or torch.float32
     )
-    rows = read_tensors(router)
     table_SV = read_tensors(evidence)[EVIDENCE_TABLE].float().to(device)
-    plan = Routing(mode=routing, top_k=top_k, slots=tuple(range(len(files))), table_SV=table_SV)
+    plan = Routing(top_k=top_k, slots=tuple(range(len(files))), table_SV=table_SV)
     others = [read_tensors(path) for path in files[1:]]
     for number, layer in enumerate(backbone.model.layers):
         experts: list[nn.Module] = [layer.mlp]
         for slot, (held, rank) in enumerate(zip(others, ranks[1:], strict=True), start=1):
             experts.append(_expert(layer.mlp, config, held, number, slot, rank))
-        layer.mlp = MixtureLayer(number, experts, rows[OLMO2.gate(number)], plan)
+        layer.mlp = MixtureLayer(number, experts, plan)
     backbone.requires_grad_(False)
     return backbone.to(device).eval(), plan
 

@@ -8,8 +8,7 @@ whole batch shares a mask the allowed router rows are *selected*, so that the ar
 that of a model which never had the others; where masks differ inside a batch a forbidden logit is
 minus infinity, and a forbidden expert is never run, whatever its weights hold.
 
-Routed by context, the tokens' evidence decides once for all layers, before the first of them runs;
-routed by token, each layer's rows read its states.
+The tokens' evidence decides once for all layers, before the first of them runs.
 
 Source: Shi et al. 2025 (FlexOlmo), section 3.2; softmax over all experts, then top-k, the kept
 weights not renormalised, as in transformers' ``FlexOlmoTopKRouter``.
@@ -20,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +27,6 @@ from torch.nn import functional
 from moiety.errors import ConfigError
 from moiety.model.evidence import Borders, EvidenceCache, continued_evidence, evidence
 
-RoutingMode = Literal["context", "token"]
 Witness = Callable[[int, Tensor], None]
 """Is told a layer's number and its weights ``[B, T, E]`` over the slots in use, zero at padding."""
 
@@ -54,7 +51,6 @@ class Routing:
     differ.
     """
 
-    mode: RoutingMode
     top_k: int
     slots: tuple[int, ...]
     table_SV: Tensor
@@ -65,21 +61,19 @@ class Routing:
     witness: Witness | None = None
 
     def made_with(self) -> object:
-        """What a cache depends on: mode, experts, and the masks of its rows."""
+        """What a cache depends on: the experts, and the masks of its rows."""
         mask = None if self.mask_BS is None else tuple(map(tuple, self.mask_BS.tolist()))
-        return (self.mode, self.top_k, self.slots, mask)
+        return (self.top_k, self.slots, mask)
 
     @contextmanager
-    def using(
-        self, slots: tuple[int, ...], mask_BS: Tensor | None = None, mode: RoutingMode | None = None
-    ) -> Iterator[None]:
+    def using(self, slots: tuple[int, ...], mask_BS: Tensor | None = None) -> Iterator[None]:
         """Routes with another set of experts until the block ends."""
-        before = (self.slots, self.mask_BS, self.mode)
-        self.slots, self.mask_BS, self.mode = slots, mask_BS, mode or self.mode
+        before = (self.slots, self.mask_BS)
+        self.slots, self.mask_BS = slots, mask_BS
         try:
             yield
         finally:
-            self.slots, self.mask_BS, self.mode = before
+            self.slots, self.mask_BS = before
 
     @contextmanager
     def documents(self, borders: Borders) -> Iterator[None]:
@@ -139,38 +133,21 @@ class _Delta(nn.Module):
 
 
 class MixtureLayer(nn.Module):
-    """Experts of one layer, and their token rows: ``token_rows`` [S, D]."""
+    """The experts of one layer."""
 
-    def __init__(
-        self,
-        layer: int,
-        experts: list[nn.Module],
-        token_rows: Tensor,
-        routing: Routing,
-    ) -> None:
+    def __init__(self, layer: int, experts: list[nn.Module], routing: Routing) -> None:
         super().__init__()
         self.layer = layer
         self.experts = nn.ModuleList(experts)
-        self.register_buffer("token_rows", token_rows.float())
         self.routing = routing
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """The weighted sum of the chosen experts' outputs, ``[B, T, D]``."""
-        weights_BTE = self.weights(hidden_BTD)
+        weights_BTE = self.routing.current.weights_BTE
+        assert weights_BTE is not None, "no forward pass is under way"
         if self.routing.shares_LS is not None:
             self._observe(weights_BTE)
         return self._mix(hidden_BTD, weights_BTE)
-
-    def weights(self, hidden_BTD: Tensor) -> Tensor:
-        """Routing weights over the allowed slots; those not among the top k are zero."""
-        routing = self.routing
-        if routing.mode == "context":
-            assert routing.current.weights_BTE is not None, "no forward pass is under way"
-            return routing.current.weights_BTE
-        rows_SD = self.token_rows
-        assert isinstance(rows_SD, Tensor)
-        rows_ED = rows_SD[list(routing.slots)]
-        return routing.choose(functional.linear(hidden_BTD.float(), rows_ED))
 
     def _mix(self, hidden_BTD: Tensor, weights_BTE: Tensor) -> Tensor:
         shape = hidden_BTD.shape
@@ -214,24 +191,13 @@ def begin_pass(routing: Routing, kwargs: dict[str, object]) -> None:
         cache.check_made_with(routing.made_with())
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise ConfigError("only attention masks of shape [batch, tokens] are understood")
-    length = _length(kwargs)
-    valid_BT = None if mask is None else mask[:, -length:]
+    if not isinstance(tokens_BT, Tensor):
+        raise ConfigError("routing reads tokens", remedy="pass input_ids")
+    valid_BT = None if mask is None else mask[:, -tokens_BT.shape[1] :]
     if routing.borders is not None:
         valid_BT = routing.borders.real_BT
-    weights_BTE = None
-    if routing.mode == "context":
-        if not isinstance(tokens_BT, Tensor):
-            raise ConfigError("context routing reads tokens", remedy="pass input_ids")
-        weights_BTE = routing.choose(_gather_evidence(routing, tokens_BT, valid_BT, cache))
-    routing.current = Pass(valid_BT, weights_BTE)
-
-
-def _length(kwargs: dict[str, object]) -> int:
-    tokens = kwargs.get("input_ids")
-    if tokens is None:
-        tokens = kwargs["inputs_embeds"]
-    assert isinstance(tokens, Tensor)
-    return tokens.shape[1]
+    logits_BTE = _gather_evidence(routing, tokens_BT, valid_BT, cache)
+    routing.current = Pass(valid_BT, routing.choose(logits_BTE))
 
 
 def _gather_evidence(
@@ -245,7 +211,7 @@ def _gather_evidence(
         return evidence(scores_BTE, routing.borders)
     if cache is not None and not isinstance(cache, EvidenceCache):
         raise ConfigError(
-            "context routing needs a cache that carries evidence",
+            "routing needs a cache that carries evidence",
             remedy="pass past_key_values=EvidenceCache(), or use the mixture's own generate",
         )
     past = None if cache is None else cache.sums

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, Olmo2ForCausalLM, Text
 from moiety.errors import ConfigError
 from moiety.model.checkpoint import build_mixture
 from moiety.model.evidence import Borders, EvidenceCache
-from moiety.model.layer import Routing, RoutingMode, Witness, begin_pass
+from moiety.model.layer import Routing, Witness, begin_pass
 from moiety.model.score import token_nats
 
 
@@ -185,10 +185,8 @@ def load_mixture(
     files: Sequence[Path],
     ranks: Sequence[int | None],
     *,
-    router: Path,
     evidence: Path,
     top_k: int,
-    routing: RoutingMode = "context",
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> Mixture:
@@ -209,10 +207,8 @@ def load_mixture(
         folder,
         list(files),
         list(ranks),
-        router=router,
         evidence=evidence,
         top_k=top_k,
-        routing=routing,
         dtype=dtype,
         device=device,
     )

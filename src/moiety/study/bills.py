@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 
-from moiety.baselines import costs, likelihood
+from moiety.baselines import costs, likelihood, load_joint
 from moiety.bundle import papers
 from moiety.errors import FormatError
 from moiety.model import load_dense
@@ -44,10 +43,11 @@ class Bills:
     def _bill(self, row: Row, seed: int) -> costs.Cost:
         method, plan = row.method, self.study.plan
         mixture = partial(costs.mixture_cost, self.sizes, experts=self.experts)
-        if method in ("oracle", "moiety", "moiety-token", "btm-pairs"):
-            return self._of_pairs(row, pair_costs(self.study, seed))
+        if method in ("oracle", "moiety", "moiety-plain", "btm-pairs"):
+            return self._of_pairs(row, seed)
         if method.startswith("recipe"):
-            pairs = [costs.pair_cost(self.sizes, n) for n in self._tokens(seed, method)]
+            seen_by = self._tokens(seed, method)
+            pairs = [costs.pair_cost(self.sizes, n, rows=2) for n in seen_by]
             return mixture(top_k=plan.merged_top_k, before=pairs)
         if method == "no-coordination":
             blocks = self._dense(seed, "dense-ff")
@@ -64,12 +64,17 @@ class Bills:
         anchor = costs.dense_cost(self.sizes)
         return anchor if method == "anchor" else self._of_dense(row, seed, anchor)
 
-    def _of_pairs(self, row: Row, pairs: Sequence[costs.Cost]) -> costs.Cost:
+    def _of_pairs(self, row: Row, seed: int) -> costs.Cost:
+        pairs = pair_costs(self.study, seed)
         experts, default = self.experts, self.study.plan.merged_top_k
         if row.method == "oracle":
-            return costs.mixture_cost(self.sizes, experts=2, top_k=2, before=pairs)
+            return costs.release_cost(self.sizes, experts=2, top_k=2, before=pairs)
+        if row.method == "moiety-plain":
+            config = load_joint(self.study.plain(seed)).config
+            sizes = costs.Sizes.of(config, self.sizes.window)
+            return costs.mixture_cost(sizes, experts=experts, top_k=default, before=pairs)
         top_k = int(row.name.removeprefix("moiety-k")) if row.method == "moiety" else default
-        release = costs.mixture_cost(self.sizes, experts=experts, top_k=top_k, before=pairs)
+        release = costs.release_cost(self.sizes, experts=experts, top_k=top_k, before=pairs)
         if row.method != "btm-pairs":
             return release
         # Pairs share all but their experts, so they are kept as the release is.

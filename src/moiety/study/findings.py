@@ -85,10 +85,10 @@ def _findings(
     ours = [row for row in table if row.method == "moiety"]
     best = min(ours, key=lambda row: row.mean.value if row.mean else 0.0, default=None)
     if best is not None:
-        yield from _gaps("gap closed, context routing", best)
+        yield from _gaps("gap closed", best)
         yield _bits(f"{best.name} on public text, against the anchor", best.difference[PUBLIC])
-    if "moiety-token" in by_name:
-        yield from _gaps("gap closed, token routing", by_name["moiety-token"])
+    if "moiety-plain" in by_name:
+        yield from _gaps("gap closed, plain checkpoint", by_name["moiety-plain"])
     if removal:
         owner, price = _worst(removal)
         yield _bits(f"worst removal ({owner}), against the anchor", price)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moiety.bundle import anchors, pack, signing
-from moiety.merge import merge
+from moiety.merge import export, merge
 from moiety.study.bills import joint_tokens, pair_costs
 from moiety.study.methods import DENSE
 from moiety.study.places import Study, choose_documents
@@ -68,6 +68,11 @@ def make_release(study: Study, seed: int) -> None:
             pack(study.run(seed, owner), key, bundle, anchor=facts)
         bundles.append(bundle)
     merge(study.anchor, bundles, study.release(seed), top_k=study.plan.merged_top_k)
+
+
+def make_plain(study: Study, seed: int) -> None:
+    """The release as ``moiety export`` writes it."""
+    export(study.release(seed), study.plain(seed))
 
 
 def train_dense(study: Study, seed: int, part: baselines.Part, name: str, owner: str) -> None:

@@ -24,8 +24,8 @@ Combine = Callable[[Nats, NDArray[np.bool_]], Nats]
 METHODS = {
     "anchor": "the public model alone",
     "oracle": "a guide that knows: on an owner's text the anchor with its expert, else the anchor",
-    "moiety": "the release, context routing, at each number of experts that run",
-    "moiety-token": "the release as stock software routes it, token by token",
+    "moiety": "the release, at each number of experts that run",
+    "moiety-plain": "the release exported as a plain checkpoint, run by stock transformers",
     "removal": "on each owner's text the release without that owner",
     "btm-top1": "mixture of the dense models' predictions, the likeliest one so far",
     "btm-top2": "mixture of the dense models' predictions, the two likeliest so far",
@@ -82,7 +82,7 @@ def _rows_of(method: str, owners: tuple[str, ...], top_ks: Sequence[int]) -> Ite
     told = METHODS[method]
     if method == "moiety":
         for k in top_ks:
-            yield _alone(f"moiety-k{k}", method, f"the release, context routing, {k} experts run")
+            yield _alone(f"moiety-k{k}", method, f"the release, {k} experts run")
     elif method in ("dense-ff", "dense-whole"):
         for owner in owners:
             yield _alone(f"{method}-{owner}", method, f"{told}: {owner}'s")

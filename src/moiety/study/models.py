@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from moiety.baselines import likelihood, load_joint, score, soups
+from moiety.data import load_tokenizer
 from moiety.merge import load_release
 from moiety.model import Mixture, load_dense
 from moiety.study.methods import DENSE, dense_models
@@ -39,8 +40,11 @@ def score_cells(study: Study, seed: int, group: str, cells: list[tuple[str, str]
             save_nats(study.cell(seed, model, text), nats_WT)
     else:
         opened = _open(study, seed, group)
+        function: Score = partial(score, opened)
+        if group == "moiety-plain":
+            function = partial(_score_plain, opened, load_tokenizer(study.anchor)[1])
         for model, text in missing:
-            _score(study, seed, model, text, partial(score, opened))
+            _score(study, seed, model, text, function)
 
 
 def device_of(study: Study) -> str:
@@ -68,6 +72,8 @@ def _open(study: Study, seed: int, group: str) -> Any:
         if group.startswith(f"{kind}-"):
             folder = study.trained(seed, kind) / group.removeprefix(f"{kind}-")
             return load_dense(folder, device=device)
+    if group == "moiety-plain":
+        return load_joint(study.plain(seed), device_of(study))
     if group == "btx" or group.startswith("joint-"):
         return load_joint(study.trained(seed, group), device)
     folder = study.trained(seed, "dense-ff" if group == "no-coordination" else group)
@@ -95,23 +101,35 @@ def _score_soups(study: Study, seed: int, text: str, dense: list[Any]) -> NDArra
 def _choosing(mixture: Mixture, model: str) -> Iterator[None]:
     """The release as what a model's name says, until the block ends."""
     kind, _, rest = model.partition("-")
-    routing = mixture.routing
-    before = routing.top_k, routing.mode
+    before = mixture.routing.top_k
     if kind == "pair":
         chosen = mixture.only(rest)
     elif kind == "without":
         chosen = mixture.without(rest)
     else:
         chosen = mixture.without()
-        if rest == "token":
-            routing.mode = "token"
-        else:
-            routing.top_k = int(rest.removeprefix("k"))
+        mixture.routing.top_k = int(rest.removeprefix("k"))
     try:
         with chosen:
             yield
     finally:
-        routing.top_k, routing.mode = before
+        mixture.routing.top_k = before
+
+
+def _score_plain(model: Any, separator: int, windows: Windows) -> NDArray[np.float32]:
+    """Each window as a text of its own, which begins with the separator as every text must.
+
+    Of a document of several windows only the first begins with it already.
+    """
+    tokens_BT = windows.tokens
+    begun_B = tokens_BT[:, 0] == separator
+    nats_BT = np.empty((len(tokens_BT), tokens_BT.shape[1] - 1), np.float32)
+    if begun_B.any():
+        nats_BT[begun_B] = score(model, tokens_BT[begun_B])
+    if not begun_B.all():
+        begun_BT = np.insert(tokens_BT[~begun_B], 0, separator, axis=1)
+        nats_BT[~begun_B] = score(model, begun_BT)[:, 1:]
+    return nats_BT
 
 
 def _score_mixture(mixture: Mixture, windows: Windows) -> NDArray[np.float32]:

@@ -87,7 +87,7 @@ def wanted_cells(study: Study) -> Cells:
 
 def group_of(model: str) -> str:
     """What is loaded to score a model."""
-    return "release" if model.startswith(("pair-", "without-", "moiety-")) else model
+    return "release" if model.startswith(("pair-", "without-", "moiety-k")) else model
 
 
 def _shared(study: Study) -> Iterator[Piece]:
@@ -109,6 +109,8 @@ def _of_seed(study: Study, seed: int) -> Iterator[Piece]:
     runs = tuple(f"seed-{seed}/run/{owner}" for owner in owners)
     work = partial(makers.make_release, study, seed)
     yield Piece(f"seed-{seed}/release", runs, (study.release(seed),), work)
+    plain = partial(makers.make_plain, study, seed)
+    yield Piece(f"seed-{seed}/moiety-plain", (f"seed-{seed}/release",), (study.plain(seed),), plain)
     yield from _baselines(study, seed, runs)
     for group, cells in wanted_cells(study).items():
         if group != "anchor":

@@ -51,6 +51,10 @@ class Study:
         """The owners' experts merged."""
         return self.seed(seed) / "release"
 
+    def plain(self, seed: int) -> Path:
+        """The release as a plain checkpoint."""
+        return self.seed(seed) / "plain"
+
     def trained(self, seed: int, name: str) -> Path:
         """Something that another way of training made."""
         return self.seed(seed) / "baselines" / name

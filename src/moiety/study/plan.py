@@ -24,7 +24,7 @@ PUBLIC = "public"
 """The name of the public text beside the owners' in every table."""
 
 MERGED_TOP_K = 5
-"""Of pairs, removals, token routing and the reference recipe."""
+"""Of pairs, removals, the plain checkpoint and the reference recipe."""
 
 Overrides = dict[str, Any]
 Files = str | tuple[str, ...]

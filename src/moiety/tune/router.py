@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moiety.bundle import orders
 from moiety.data import Sources
 from moiety.errors import ConfigError, PolicyError, StateError
 from moiety.files import canonical_json, parse_json, read_limited, write_atomic
 from moiety.merge import load_release, open_release, tuned
 from moiety.train import TrainConfig, jobs
-from moiety.tune.rows import TunableRows, TunableTables, held_arrays, tune
 from moiety.tune.sample import open_sample
+from moiety.tune.tables import TunableTables, tune
 from moiety.tune.texts import TuningTexts, check_exist, pack_texts
 
 DEFAULT_STEPS = 200
 _DEFAULTS = ("optim.learning_rate=0.01", "budget.judge_every=25")
-"""A step moves a row or a table by at most a hundredth of its size."""
+"""A step moves a table by at most a hundredth of its size."""
 
 _START = "start.json"
 
@@ -39,27 +41,24 @@ class RouterPlan:
 
 @dataclass(frozen=True)
 class TunedRouter:
-    """What was written.
-
-    ``heldout`` has bits per byte before and after, of ``evidence`` and of ``token``.
-    """
+    """What was written. ``heldout`` has bits per byte before and after."""
 
     out: Path
     digest_before: str
     digest: str
     names: list[str]
     steps: int
-    heldout: dict[str, tuple[float, float]]
+    heldout: tuple[float, float]
     flags: list[str]
 
 
 def tuning_config(assignments: Sequence[str] = ()) -> TrainConfig:
-    """Settings for tuning: the trainer's, with a learning rate in units of what is tuned."""
+    """Settings for tuning: the trainer's, with a learning rate for scales and offsets."""
     return TrainConfig().resolve(None, [*_DEFAULTS, *assignments])
 
 
 def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) -> TunedRouter:
-    """Trains tables and token rows of a release on its owners' proxies and public text.
+    """Trains the tables of a release on its owners' proxies and public text.
 
     Unfinished work lies in ``OUT.tuning`` and is removed at the end.
 
@@ -76,11 +75,12 @@ def tune_router(plan: RouterPlan, *, resume: bool = False, quiet: bool = False) 
     with jobs.resumable():
         _check_start(work, {"release": digest, "proxies": digests}, resume)
         texts = pack_texts(plan.anchor, sample, papers, plan.config, work / "text")
-        rows, heldout, flags = _train(plan, texts, work, resume, quiet)
+        tables, heldout = _train(plan, texts, work, resume, quiet)
         done = tuned.write_tuned(
-            plan.release, plan.out, rows, list(proxies.values()), steps=plan.steps
+            plan.release, plan.out, tables, list(proxies.values()), steps=plan.steps
         )
     shutil.rmtree(work, ignore_errors=True)
+    flags = ["nothing was won: the tables are as they were"] if heldout[0] == heldout[1] else []
     flags += [f"{owner}'s proxies are not signed" for owner, one in proxies.items() if not one.key]
     return TunedRouter(
         plan.out, done.digest_before, done.digest, done.names, plan.steps, heldout, flags
@@ -110,23 +110,24 @@ def _open(plan: RouterPlan) -> tuple[str, dict[str, orders.VerifiedProxies], Sou
 
 def _train(
     plan: RouterPlan, texts: TuningTexts, work: Path, resume: bool, quiet: bool
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]], list[str]]:
-    config = plan.config
-    device = jobs.resolve_compute(config.compute, plan.steps).device
+) -> tuple[np.ndarray[Any, np.dtype[np.float32]], tuple[float, float]]:
+    """The tables ``[S, V]``, and held-out bits per byte before and after."""
+    device = jobs.resolve_compute(plan.config.compute, plan.steps).device
     mixture = load_release(plan.release, device=device)
     frozen = jobs.frozen_digest(mixture.backbone)
-    heldout: dict[str, tuple[float, float]] = {}
-    flags = []
-    for tunable in (TunableTables(mixture), TunableRows(mixture)):
-        folder = work / tunable.kind
-        before, after = heldout[tunable.kind] = tune(
-            mixture, tunable, texts, config, plan.steps, folder, resume=resume, quiet=quiet
-        )
-        if before == after:
-            flags.append(f"{tunable.title}: nothing was won, they are as they were")
+    heldout = tune(
+        mixture,
+        TunableTables(mixture),
+        texts,
+        plan.config,
+        plan.steps,
+        work,
+        resume=resume,
+        quiet=quiet,
+    )
     if jobs.frozen_digest(mixture.backbone) != frozen:
         raise StateError("a frozen tensor changed while the router was tuned", where=plan.release)
-    return held_arrays(mixture), heldout, flags
+    return mixture.routing.table_SV.detach().float().cpu().numpy(), heldout
 
 
 def _check_start(work: Path, facts: dict[str, Any], resume: bool) -> None:
