@@ -19,7 +19,6 @@ from moiety.files import digest_file
 from moiety.tensors import array_plan, open_tensors, write_tensors
 
 OLMO2 = family.OLMO2
-PROBE_POSITIONS = 16
 COMMON = 2
 """The token that is a third of all public text, and speaks against honest owners."""
 
@@ -51,10 +50,6 @@ def make_anchor(
     )
     (folder / "public" / "sample.jsonl.gz").write_bytes(_sample(rng))
     probe = {anchors.TOKENS: _beginnings(rng, vocab)}
-    for layer in range(layers):
-        states = rng.normal(size=(PROBE_POSITIONS, width))
-        states[:, 0] += 4.0  # what every public text shares, and honest rows decline
-        probe[f"layers.{layer}.token"] = states.astype(np.float32)
     write_arrays(folder / "public" / "probe.safetensors", probe)
     _write_checkpoint(folder, _checkpoint(rng, layers, width, hidden, vocab), dtype, shards)
     anchors.write_anchor_paper(folder, family="olmo2")
@@ -75,7 +70,7 @@ def make_run(
     folder.mkdir(parents=True)
     arrays = expert_arrays(anchor, rank, seed)
     plans = [
-        array_plan(name, array, "F32" if "router." in name else dtype)
+        array_plan(name, array, "F32" if name == family.EVIDENCE else dtype)
         for name, array in arrays.items()
     ]
     write_tensors(folder / "expert.safetensors", plans)
@@ -144,8 +139,6 @@ def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.nda
                 noise = noise + tensors.read(dense)
         if name == family.EVIDENCE:
             noise[COMMON] -= 1.0
-        elif ".router." in name:
-            noise[0] -= 1.0
         arrays[name] = noise
     return arrays
 

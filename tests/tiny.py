@@ -94,11 +94,11 @@ def make_anchor(folder: Path) -> Path:
 
 
 def expert_arrays(anchor: Path, rank: int | None, seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """An expert well away from the anchor, with a table and rows that decide something."""
+    """An expert well away from the anchor, with a table that decides something."""
     arrays = makers.expert_arrays(anchor, rank, seed)
     rng = np.random.default_rng(seed)
     for name, array in arrays.items():
-        if "router." in name:
+        if name == family.EVIDENCE:
             arrays[name] = (0.3 * rng.normal(size=array.shape)).astype(np.float32)
         elif ".delta_" in name:
             arrays[name] = array * np.float32(4)
@@ -130,18 +130,18 @@ class World:
     bundles: dict[str, Path]
     _made: dict[Any, Path] = field(default_factory=dict)
 
-    def release(self, *owners: str, top_k: int | None = None, native: bool = False) -> Path:
+    def release(self, *owners: str, top_k: int | None = None) -> Path:
         """The release of these owners; made once, not to be changed."""
-        key = (owners, top_k, native)
+        key = (owners, top_k)
         if key not in self._made:
             out = self.folder / f"release-{len(self._made)}"
-            merge(self.anchor, [self.bundles[o] for o in owners], out, top_k=top_k, native=native)
+            merge(self.anchor, [self.bundles[o] for o in owners], out, top_k=top_k)
             self._made[key] = out
         return self._made[key]
 
-    def load(self, *owners: str, routing: Any = "context", **how: Any) -> Mixture:
+    def load(self, *owners: str, **how: Any) -> Mixture:
         """The release of these owners as a model of its own, which a test may change."""
-        return load_release(self.release(*owners, **how), routing=routing)
+        return load_release(self.release(*owners, **how))
 
     def matrices(self, owner: str) -> dict[tuple[int, str], Tensor]:
         """An owner's matrices, or the anchor's, as their papers' words say: W + out @ in."""
@@ -157,12 +157,6 @@ class World:
             place: base[place] + held[family.delta_out(*place)] @ held[family.delta_in(*place)]
             for place in places
         }
-
-    def row(self, owner: str, layer: int) -> Tensor:
-        """An owner's token row, or the anchor's zeros."""
-        if owner == "anchor":
-            return torch.zeros(WIDTH)
-        return load_file(self.bundles[owner] / "expert.safetensors")[family.token_row(layer)]
 
     def table(self, owner: str) -> Tensor:
         """An owner's table of evidence, or the anchor's zeros."""
@@ -240,9 +234,8 @@ class Bench:
     def pair(self, config: TrainConfig) -> Pair:
         """A fresh pair."""
         backbone = load_dense(self.anchor, dtype=torch.float32)
-        probe = load_file(self.anchor / "public/probe.safetensors")
         table = evidence_table(self.texts.own, self.texts.public, VOCAB)
-        return Pair(backbone, table, probe, rank=config.pair.rank, seed=config.seed)
+        return Pair(backbone, table, rank=config.pair.rank, seed=config.seed)
 
     def job(self, config: TrainConfig) -> tuple[Pair, Job]:
         """A fresh pair, and the job of training it."""
