@@ -43,7 +43,7 @@ class Bills:
     def _bill(self, row: Row, seed: int) -> costs.Cost:
         method, plan = row.method, self.study.plan
         mixture = partial(costs.mixture_cost, self.sizes, experts=self.experts)
-        if method in ("oracle", "moiety", "moiety-plain", "btm-pairs"):
+        if method in ("oracle", "btm-pairs") or method.startswith("moiety"):
             return self._of_pairs(row, seed)
         if method.startswith("recipe"):
             seen_by = self._tokens(seed, method)

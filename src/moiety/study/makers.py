@@ -10,6 +10,7 @@ from moiety.study.places import Study, choose_documents
 from moiety.study.plan import PUBLIC
 from moiety.study.scores import save_sample, take_sample
 from moiety.train import PRESETS, ExpertPlan, TrainConfig, baselines, new_anchor, train_expert
+from moiety.tune import ProxiesPlan, RouterPlan, choose_proxies, tune_router, tuning_config
 
 
 def make_anchor(study: Study) -> None:
@@ -73,6 +74,21 @@ def make_release(study: Study, seed: int) -> None:
 def make_plain(study: Study, seed: int) -> None:
     """The release as ``moiety export`` writes it."""
     export(study.release(seed), study.plain(seed))
+
+
+def make_tuned(study: Study, seed: int) -> None:
+    """Owners' proxies, and the release tuned on them, as the commands of these names do it."""
+    papers = []
+    for owner in study.plan.owners:
+        paper = study.seed(seed) / "proxies" / f"{owner}.json"
+        if not paper.exists():
+            paper.parent.mkdir(parents=True, exist_ok=True)
+            choose_proxies(ProxiesPlan(study.anchor, study.sources(owner, "train"), owner, paper))
+        papers.append(paper)
+    out, config = study.tuned(seed), tuning_config([f"seed={seed}"])
+    resume = out.with_name(f"{out.name}.tuning").exists()
+    plan = RouterPlan(study.release(seed), study.anchor, papers, out, config)
+    tune_router(plan, resume=resume, quiet=True)
 
 
 def train_dense(study: Study, seed: int, part: baselines.Part, name: str, owner: str) -> None:

@@ -26,6 +26,7 @@ METHODS = {
     "oracle": "a guide that knows: on an owner's text the anchor with its expert, else the anchor",
     "moiety": "the release, at each number of experts that run",
     "moiety-plain": "the release exported as a plain checkpoint, run by stock transformers",
+    "moiety-tuned": "the release with its tables tuned together on proxies: no longer strict",
     "removal": "on each owner's text the release without that owner",
     "btm-top1": "mixture of the dense models' predictions, the likeliest one so far",
     "btm-top2": "mixture of the dense models' predictions, the two likeliest so far",

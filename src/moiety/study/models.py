@@ -28,8 +28,9 @@ from moiety.train import baselines
 def score_cells(study: Study, seed: int, group: str, cells: list[tuple[str, str]]) -> None:
     """Scores (model, text) of one group, those that are not there yet."""
     missing = [cell for cell in cells if not study.cell(seed, *cell).exists()]
-    if group == "release":
-        mixture = load_release(study.release(seed), device=device_of(study))
+    if group in ("release", "moiety-tuned"):
+        folder = study.release(seed) if group == "release" else study.tuned(seed)
+        mixture = load_release(folder, device=device_of(study))
         for model, text in missing:
             with _choosing(mixture, model):
                 _score(study, seed, model, text, partial(_score_mixture, mixture))
@@ -108,7 +109,8 @@ def _choosing(mixture: Mixture, model: str) -> Iterator[None]:
         chosen = mixture.without(rest)
     else:
         chosen = mixture.without()
-        mixture.routing.top_k = int(rest.removeprefix("k"))
+        if rest != "tuned":
+            mixture.routing.top_k = int(rest.removeprefix("k"))
     try:
         with chosen:
             yield

@@ -55,6 +55,10 @@ class Study:
         """The release as a plain checkpoint."""
         return self.seed(seed) / "plain"
 
+    def tuned(self, seed: int) -> Path:
+        """The release with its tables tuned."""
+        return self.seed(seed) / "tuned"
+
     def trained(self, seed: int, name: str) -> Path:
         """Something that another way of training made."""
         return self.seed(seed) / "baselines" / name
