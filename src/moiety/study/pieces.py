@@ -109,12 +109,12 @@ def _of_seed(study: Study, seed: int) -> Iterator[Piece]:
     runs = tuple(f"seed-{seed}/run/{owner}" for owner in owners)
     work = partial(makers.make_release, study, seed)
     yield Piece(f"seed-{seed}/release", runs, (study.release(seed),), work)
-    release = (f"seed-{seed}/release",)
-    for name, leaves, make in (
+    merged = (f"seed-{seed}/release",)
+    for name, folder, make in (
         ("moiety-plain", study.plain(seed), makers.make_plain),
         ("moiety-tuned", study.tuned(seed), makers.make_tuned),
     ):
-        yield Piece(f"seed-{seed}/{name}", release, (leaves,), partial(make, study, seed))
+        yield Piece(f"seed-{seed}/{name}", merged, (folder,), partial(make, study, seed))
     yield from _baselines(study, seed, runs)
     for group, cells in wanted_cells(study).items():
         if group != "anchor":
