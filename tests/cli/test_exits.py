@@ -45,7 +45,7 @@ def refusals(house, tmp_path):
         "Invalid value for '--top-k'": ["merge", "a", "b", "--out", "c", "--top-k", "many"],
         "exists already": ["merge", house / "anchor", amy, "--out", rel],
         "two bundles of amy": ["merge", house / "anchor", amy, amy, "--out", tmp_path / "x"],
-        "no expert called 'eve'": ["export", rel, "--only", "eve", "--out", tmp_path / "x"],
+        "no expert called 'eve'": ["export", rel, "--dense", "eve", "--out", tmp_path / "x"],
         "exclude each other": [
             "generate",
             rel,
@@ -162,7 +162,8 @@ def test_json_is_the_last_line_of_every_command_that_offers_it(moiety, house, tm
             *("--key", place / "k.pem", "--receipt", receipt),
         ],
         "receipt": ["verify", receipt, "--release", place / "three"],
-        "export": ["export", place / "two", "--only", "bob", "--out", place / "dense"],
+        "dense": ["export", place / "two", "--dense", "bob", "--out", place / "dense"],
+        "plain": ["export", place / "two", "--experts", "bob", "--out", place / "plain"],
     }
     for name, words in lines.items():
         said = moiety(*words, "--json")

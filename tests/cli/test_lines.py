@@ -56,7 +56,9 @@ LINES = {
     "withdraw REL amy --order ORDER.json --out DIR": {"out": Path("DIR"), "in_place": False},
     "withdraw REL amy --order ORDER.json --in-place": {"out": None, "in_place": True},
     "admit REL a.expert --out DIR": {"release": Path("REL"), "bundle": Path("a.expert")},
-    "export REL --only amy --out DIR": {"only": "amy"},
+    "export REL --out DIR": {"release": Path("REL"), "experts": None, "dense": None},
+    "export REL --experts amy,bob --out DIR": {"experts": "amy,bob"},
+    "export REL --dense amy --out DIR": {"dense": "amy"},
     "proxies ANCHOR a.txt b.txt --owner amy --out P.json": {
         "data": ["a.txt", "b.txt"],
         "owner": "amy",

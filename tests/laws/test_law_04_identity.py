@@ -9,7 +9,7 @@ from tests import makers, tiny
 from transformers import AutoModelForCausalLM
 
 from moiety import family
-from moiety.merge import export, load_release, merge
+from moiety.merge import exporting, load_release, merge
 from moiety.model import load_dense
 
 OWNERS = tuple(tiny.RANKS)
@@ -61,7 +61,7 @@ def test_copies_of_the_anchor_compute_the_anchor(tiny_world, copies, tmp_path, c
 @pytest.mark.parametrize("owner", ["anchor", *OWNERS])
 @pytest.mark.parametrize("native", [False, True])
 def test_an_export_is_the_dense_model_with_the_owners_matrices(tiny_world, tmp_path, owner, native):
-    export(tiny_world.release(*OWNERS, native=native), owner, tmp_path / "dense")
+    exporting.export_dense(tiny_world.release(*OWNERS, native=native), owner, tmp_path / "dense")
     ours, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "dense", output_loading_info=True
     )
@@ -82,7 +82,7 @@ def test_an_export_is_the_dense_model_with_the_owners_matrices(tiny_world, tmp_p
 def test_an_export_is_the_mixture_whose_router_takes_that_expert(
     tiny_world, tmp_path, owner, native
 ):
-    export(tiny_world.release(*OWNERS, native=native), owner, tmp_path / "dense")
+    exporting.export_dense(tiny_world.release(*OWNERS, native=native), owner, tmp_path / "dense")
     mixture = tiny_world.load(*OWNERS, native=native)
     slot = mixture.names.index(owner)
     for layer in mixture.backbone.model.layers:
@@ -95,7 +95,7 @@ def test_an_export_is_the_mixture_whose_router_takes_that_expert(
 
 
 def test_the_anchors_export_is_the_anchors_own_tensors(tiny_world, tmp_path):
-    export(tiny_world.release(*OWNERS), "anchor", tmp_path / "dense")
+    exporting.export_dense(tiny_world.release(*OWNERS), "anchor", tmp_path / "dense")
     found = {}
     for path in (tmp_path / "dense").glob("*.safetensors"):
         found |= load_file(path)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from moiety.bundle import papers, signing
 from moiety.errors import ConfigError, IntegrityError, PolicyError, SignatureError, StateError
 from moiety.family import MATRICES, OLMO2, delta_in, delta_out, weight
-from moiety.merge import admit, export, load_release, merge, open_release, verify_release
+from moiety.merge import admit, exporting, load_release, merge, open_release, verify_release
 
 
 def read_json(path: Path) -> Any:
@@ -154,7 +154,7 @@ def test_an_export_is_the_dense_model_with_the_experts_matrices(
 ) -> None:
     bundles = [world.bundles[owner] for owner in ("amy", "bob")]
     merge(world.anchor, bundles, tmp_path / "release", native=native)
-    export(tmp_path / "release", name, tmp_path / "dense")
+    exporting.export_dense(tmp_path / "release", name, tmp_path / "dense")
     merge(world.anchor, bundles, tmp_path / "stock")
     slot = ["anchor", "amy", "bob"].index(name)
     held = release_arrays(tmp_path / "stock")
@@ -177,7 +177,7 @@ def test_an_export_is_the_dense_model_with_the_experts_matrices(
 
 def test_an_export_of_nobody_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="no expert called 'eve'"):
-        export(whole, "eve", tmp_path / "out")
+        exporting.export_dense(whole, "eve", tmp_path / "out")
 
 
 def test_two_bundles_of_one_owner_are_refused(world: World, tmp_path: Path) -> None:

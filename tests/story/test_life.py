@@ -132,7 +132,7 @@ def withdrawn_and_admitted(house: House) -> None:
 
 
 def exported(house: House) -> None:
-    house.moiety("export", "release", "--only", "bob", "--out", "dense")
+    house.moiety("export", "release", "--dense", "bob", "--out", "dense")
     model, report = AutoModelForCausalLM.from_pretrained(
         house.folder / "dense", output_loading_info=True
     )

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, FlexOlmoForCausalLM
 from moiety.data import Sources
 from moiety.errors import ConfigError, IntegrityError, PolicyError, SignatureError, StateError
 from moiety.evaluate import Question, attribute, evaluate
-from moiety.merge import export, load_release, open_release, tuned, verify_release
+from moiety.merge import exporting, load_release, open_release, tuned, verify_release
 from moiety.tune import RouterPlan, tune_router
 from moiety.tune.router import tuning_config
 
@@ -68,7 +68,10 @@ def test_stock_transformers_routes_by_the_tuned_rows(plan, done):
 
 @pytest.mark.parametrize("name", ["anchor", "amy", "bob"])
 def test_an_expert_alone_is_the_same_one(plan, done, tmp_path, name):
-    exported = [export(folder, name, tmp_path / folder.name) for folder in (plan.release, plan.out)]
+    exported = [
+        exporting.export_dense(folder, name, tmp_path / folder.name)
+        for folder in (plan.release, plan.out)
+    ]
     one, other = map(tree, exported)
     assert {file for file in one if one[file] != other[file]} == {"README.md"}
 

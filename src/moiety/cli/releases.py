@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moiety.cli import screen
 from moiety.cli.options import AsJson, NewFolder, ReleaseFolder
+from moiety.errors import ConfigError
 
 Keys = Annotated[
     list[Path] | None, typer.Option("--key", help="KEY.pub of an owner you accept; repeatable.")
@@ -138,21 +139,43 @@ def withdraw(
 
 def export(
     release: ReleaseFolder,
-    only: Annotated[str, typer.Option(help="The expert to export, or anchor.")],
     out: NewFolder,
+    experts: Annotated[
+        str | None, typer.Option(help="A,B: only these owners' experts (and the anchor).")
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="One expert, or anchor, as a dense model without a router.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one expert as a dense OLMo 2 checkpoint, without router or other experts.
+    """Write a checkpoint that stock transformers and vLLM load, without any code of ours.
 
-    Example: moiety export release/ --only hospital --out dense/
+    It gathers the evidence itself and routes as moiety does: the same model, one layer deeper and
+    some heads wider. With --dense it is one expert alone, an ordinary OLMo 2 that declines nothing.
+
+    Nothing in an export can be withdrawn: when an owner leaves, delete it and export anew.
+
+    Example: moiety export release/ --out plain/
+
+    Example: moiety export release/ --experts hospital,court --out plain/
+
+    Example: moiety export release/ --dense hospital --out dense/
     """
-    from moiety.merge import export as export_expert
+    from moiety.merge import exporting
 
+    if experts is not None and dense is not None:
+        raise ConfigError("--experts and --dense exclude each other", remedy="give one of them")
+    if dense is not None:
+        with screen.byte_bar("exporting") as advance:
+            made = exporting.export_dense(release, dense, out, progress=advance)
+        screen.say(f"dense checkpoint of {dense} at {made}")
+        if as_json:
+            screen.print_json({"checkpoint": str(made), "expert": dense})
+        return
+    names = None if experts is None else [name for name in experts.split(",") if name]
     with screen.byte_bar("exporting") as advance:
-        made = export_expert(release, only, out, progress=advance)
-    screen.say(f"dense checkpoint of {only} at {made}")
-    if as_json:
-        screen.print_json({"checkpoint": str(made), "expert": only})
+        done = exporting.export_plain(release, out, experts=names, progress=advance)
+    _tell_export(done, as_json)
 
 
 def _allowed(keys: list[Path] | None) -> set[str] | None:
@@ -209,6 +232,33 @@ def _tell(done: Mapping[str, Any], as_json: bool) -> None:
                 "write_seconds": done["write_seconds"],
                 "flags": done["flags"],
                 "sweep": done.get("sweep"),
+            }
+        )
+
+
+def _tell_export(done: Any, as_json: bool) -> None:
+    separator = done.separator
+    screen.say(f"plain checkpoint at {done.out}")
+    screen.figures(
+        [
+            ("experts", ", ".join(done.names)),
+            ("size", f"{done.num_bytes / 1e6:,.1f} MB, {done.layers} layers of {done.width:,}"),
+            ("separator", f"{separator.text} (token {separator.number})"),
+        ]
+    )
+    if not separator.automatic:
+        screen.say(
+            "  warning: every text must begin with the separator, and this tokenizer does not set "
+            "it; without it a text's first tokens are believed far too much"
+        )
+    if as_json:
+        screen.print_json(
+            {
+                "checkpoint": str(done.out),
+                "experts": done.names,
+                "bytes": done.num_bytes,
+                "separator": separator.number,
+                "separator_automatic": separator.automatic,
             }
         )
 

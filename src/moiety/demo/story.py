@@ -198,7 +198,7 @@ class Story:
         for words in (
             f'generate {release} --prompt "def __init__(self" --experts software-house',
             f"verify {release}",
-            f"export {release} --only law-office --out {self.folder / 'law-dense'}",
+            f"export {release} --dense law-office --out {self.folder / 'law-dense'}",
         ):
             self.screen.print(f"  moiety {escape(words)}")
         return {

@@ -1,21 +1,21 @@
 """Composing experts: a release from an anchor and bundles, owners leaving and joining it.
 
-Two names of the door are modules:
+Three names of the door are modules:
 
+- ``exporting``   ``export_plain``, ``export_dense``
 - ``withdrawal``  ``withdraw``, ``verify_receipt_against``
 - ``tuned``       ``check_strict``, ``check_proxies``, ``write_tuned``, ``untune``
 
 Importing this room imports no torch; only ``load_release`` does, when it is called.
 """
 
-from moiety.merge import tuned, withdrawal
-from moiety.merge.exporting import export
+from moiety.merge import exporting, tuned, withdrawal
 from moiety.merge.merging import admit, merge
 from moiety.merge.release import load_release, open_release, verify_release
 
 __all__ = [
     "admit",
-    "export",
+    "exporting",
     "load_release",
     "merge",
     "open_release",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from moiety.merge.roster import Roster, Slot
+from moiety.merge.stock import DTYPES
 
 _FRONT_MATTER = """\
 ---
@@ -47,6 +51,58 @@ not answered as by the release that never had that owner. Those of the bundles l
 When an owner leaves or joins, everybody goes back to them first.
 """
 
+_PLAIN = """\
+# A mixture of {count}, as a plain checkpoint
+
+One frozen public model and what owners made of it on text that never left them. At most {top_k}
+of {num_experts} experts run for a token; which ones, the model reads from all tokens of the text so
+far, in a layer of its own. No code comes with it, and none is needed:
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="{dtype}")
+```
+
+```python
+from vllm import LLM
+model = LLM("FOLDER", dtype="{dtype}")
+```
+
+Traps:
+
+- {beginning}
+- All that is in one context is one text: begin a new context for a new document.
+- `bfloat16` or `float32`; `float16` has too small a range.
+- Quantising must leave embedding, attention, norms and gates as they are.
+
+| slot | expert | rank | licence | purposes | last day | bundle | key |
+|---|---|---|---|---|---|---|---|
+{table}
+
+Every expert may be used only under its owner's terms. When an owner leaves the release, this
+checkpoint does not change: delete it, and export the new release. It was exported from the release
+`{release}`
+of the anchor `{anchor}`;
+`export.json` says the same to programs. What can be checked byte by byte is that release.
+"""
+
+_BEGINS = """\
+Every text must begin with the separator, `{text}` (token {number}). This tokenizer sets it by
+  itself."""
+
+_BEGINS_NOT = """\
+**Every text must begin with the separator, `{text}` (token {number}), and this tokenizer does not
+  set it: put it there yourself.** Without it a text's first tokens are believed far too much."""
+
+
+@dataclass(frozen=True)
+class Separator:
+    """The token that begins every text; ``automatic`` when the tokenizer sets it by itself."""
+
+    number: int
+    text: str
+    automatic: bool
+
 
 def release_card(roster: Roster) -> bytes:
     """The card of a release: a function of the roster's experts and nothing else."""
@@ -65,6 +121,28 @@ def release_card(roster: Roster) -> bytes:
         owners = ", ".join(sorted(roster.tuning.proxies))
         text += _TUNED.format(reason=roster.tuning.reason, owners=owners)
     return text.encode("utf-8")
+
+
+def plain_card(
+    roster: Roster, chosen: Sequence[Slot], release: str, top_k: int, separator: Separator
+) -> str:
+    """The card of a plain checkpoint of the experts ``chosen``, slots counted anew."""
+    placed = [one.model_copy(update={"slot": slot}) for slot, one in enumerate(chosen)]
+    beginning = _BEGINS if separator.automatic else _BEGINS_NOT
+    text = _FRONT_MATTER.format(tag="flex_olmo")
+    text += _PLAIN.format(
+        count=f"{len(placed)} expert{'' if len(placed) == 1 else 's'}",
+        top_k=top_k,
+        num_experts=len(placed),
+        dtype=DTYPES[roster.dtype],
+        beginning=beginning.format(text=separator.text, number=separator.number),
+        table="\n".join(map(_row, placed)),
+        release=release,
+        anchor=roster.anchor,
+    )
+    if roster.tuning is not None:
+        text += f"\nThe release is not strict. {roster.tuning.reason}\n"
+    return text
 
 
 def _row(expert: Slot) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moiety.bundle import anchors, pack, signing
-from moiety.merge import export, merge
+from moiety.merge import exporting, merge
 from moiety.study.bills import joint_tokens, pair_costs
 from moiety.study.methods import DENSE
 from moiety.study.places import Study, choose_documents
@@ -73,7 +73,7 @@ def make_release(study: Study, seed: int) -> None:
 
 def make_plain(study: Study, seed: int) -> None:
     """The release as ``moiety export`` writes it."""
-    export(study.release(seed), study.plain(seed))
+    exporting.export_plain(study.release(seed), study.plain(seed))
 
 
 def make_tuned(study: Study, seed: int) -> None:
