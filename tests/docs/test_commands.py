@@ -61,7 +61,7 @@ def test_a_command_on_a_page_can_be_typed(where: str, words: list[str]) -> None:
         "moiety merge anchor/ a.expert --out release/ --fast",
         "moiety merge anchor/ a.expert --out release/ --top-k many",
         "moiety keys old --out a.pem",
-        "moiety generate release/ --prompt x --routing best",
+        "moiety generate release/ --prompt x --temperature hot",
     ],
 )
 def test_a_wrong_command_would_be_seen(line: str) -> None:

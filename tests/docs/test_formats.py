@@ -60,7 +60,7 @@ def models_in(annotation: Any, mark: str = "") -> Iterator[tuple[str, type[BaseM
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every field of a paper, those of its parts behind a dot: ``experts[].rows.token``."""
+    """Every field of a paper, those of its parts behind a dot: ``experts[].terms.licence``."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for mark, inner in models_in(field.annotation):
