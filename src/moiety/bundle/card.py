@@ -32,8 +32,8 @@ left the owner, and it is of no use without that anchor.
 
 ## How it was made
 
-{method}; it is routed to by {routing}. On the anchor's own public text the anchor
-has {anchor_bits:.3f} bits per byte, and {pair_bits:.3f} with this expert beside it.
+{method}, routed to by evidence. On the anchor's own public text the anchor has
+{anchor_bits:.3f} bits per byte, and {pair_bits:.3f} with this expert beside it.
 
 ## Privacy
 
@@ -70,7 +70,6 @@ def render_card(manifest: Manifest) -> str:
         expires="no last day" if terms.expires is None else terms.expires.isoformat(),
         contact=_plain(terms.contact or "not given"),
         method=manifest.recipe.method.capitalize(),
-        routing=" and ".join(manifest.recipe.routing),
         anchor_bits=bits.anchor,
         pair_bits=bits.pair,
         statement=manifest.privacy.statement,

@@ -264,7 +264,6 @@ class Recipe(Paper):
     """How the expert was trained, as far as a coordinator needs it."""
 
     method: Literal["density-ratio pair"] = "density-ratio pair"
-    routing: tuple[Literal["context"], Literal["token"]] = ("context", "token")
     rank: Annotated[int, Field(ge=1)] | None
     versions: dict[Literal["moiety", "torch", "transformers"], Version]
 
