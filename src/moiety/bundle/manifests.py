@@ -9,6 +9,7 @@ from moiety.bundle.papers import MANIFEST_MAX_BYTES, Manifest, parse_paper
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.signing import ENVELOPE_MAX_BYTES, check_allowed, open_envelope
 from moiety.errors import FormatError, IntegrityError
+from moiety.family import EVIDENCE
 from moiety.files import digest_bytes, read_limited
 
 MANIFEST: Final = "manifest.json"
