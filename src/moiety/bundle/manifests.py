@@ -9,6 +9,7 @@ from moiety.bundle.papers import MANIFEST_MAX_BYTES, Manifest, parse_paper
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.signing import ENVELOPE_MAX_BYTES, check_allowed, open_envelope
 from moiety.errors import FormatError, IntegrityError
+from moiety.family import EVIDENCE
 from moiety.files import digest_bytes, read_limited
 
 MANIFEST: Final = "manifest.json"
@@ -64,9 +65,9 @@ def check_consistent(manifest: Manifest, where: Path) -> None:
     for name, tensor in manifest.tensors.items():
         if tensor.shape != shapes[name]:
             raise FormatError(f"{name} has not the shape {list(shapes[name])}", where=where)
-        if "router." not in name:
+        if name != EVIDENCE:
             dtypes.add(tensor.dtype)
         elif tensor.dtype != "F32":
-            raise FormatError(f"{name} is {tensor.dtype}; tables and rows are F32", where=where)
+            raise FormatError(f"{name} is {tensor.dtype}; a table is F32", where=where)
     if len(dtypes) != 1:
         raise FormatError("matrices of more than one dtype", where=where)
