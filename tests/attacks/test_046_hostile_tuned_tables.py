@@ -50,7 +50,7 @@ def test_tables_that_the_roster_does_not_know_are_refused(tuned_world: TunedWorl
     tables[1] /= 2
     write_arrays(tuned_world.tuned / FILE, {"evidence": tables})
     seal(tuned_world.tuned, lambda _: None)
-    with pytest.raises(IntegrityError, match="not the table of victim|not the table of mallory"):
+    with pytest.raises(IntegrityError, match="not the table of mallory"):
         open_release(tuned_world.tuned)
 
 
@@ -86,6 +86,7 @@ FAULTS: dict[str, Callable[[Array], object]] = {
     "without end": lambda tables: tables.__setitem__((1, 0), -np.inf),
     "too loud": lambda tables: tables.__setitem__((1, 0), 4.001),
     "the anchor's": lambda tables: tables.__setitem__((0, 0), 1.0),
+    "the anchor's is minus zero": lambda tables: tables[0].fill(-0.0),
     "the anchor's is no number": lambda tables: tables.__setitem__((0, 0), np.nan),
 }
 
@@ -93,7 +94,7 @@ FAULTS: dict[str, Callable[[Array], object]] = {
 def refuse_to_write(world: TunedWorld, tables: Array) -> None:
     folder = world.tuned.parent
     paper = write_proxies(world.anchor, "victim", folder / "p.json")
-    with pytest.raises(StateError, match="can be run with"):
+    with pytest.raises(StateError, match=r"can be run with|table is not zero"):
         tuned.write_tuned(world.strict, folder / "new", tables, [paper], steps=1)
     assert not (folder / "new").exists()
 
