@@ -16,7 +16,14 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 
 from moiety import family
 from moiety.bundle import pack, papers, signing
-from moiety.data import Skipped, Sources, train_tokenizer
+from moiety.data import (
+    PackedText,
+    Skipped,
+    Sources,
+    load_tokenizer,
+    pack_text,
+    train_tokenizer,
+)
 from moiety.files import digest_file
 from moiety.merge import load_release, merge
 from moiety.model import Mixture, load_dense
@@ -54,6 +61,17 @@ def write_text(path: Path, seed: int, documents: int = 60) -> Path:
     lines = [json.dumps({"text": text}) for text in language(seed, documents)]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
+
+
+def text_ending_without_a_target(folder: Path) -> PackedText:
+    """Three windows of 16 tokens: the last holds one token, and a separator nobody predicts."""
+    tokenizer, separator = load_tokenizer(makers.make_anchor(folder / "plain"))
+    (folder / "text.jsonl").write_text(json.dumps({"text": " ".join(["w3"] * 32)}) + "\n", "utf-8")
+    documents = Sources([str(folder / "text.jsonl")]).documents(Skipped())
+    layout = {"window_tokens": 16, "align": False, "separator": separator}
+    text = pack_text(documents, tokenizer, folder / "packed", **layout)
+    assert text.num_windows == 3
+    return text
 
 
 def make_checkpoint(folder: Path, *, max_shard_size: str = "50GB") -> Path:

@@ -19,7 +19,7 @@ def test_tensors_in_another_order_are_refused(target: Target) -> None:
 
 def test_two_tensors_that_exchanged_their_bytes_are_refused(target: Target) -> None:
     arrays = read_arrays(target.weights)
-    one, two = "layers.0.router.token", "layers.1.router.token"
+    one, two = "layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"
     arrays[one], arrays[two] = arrays[two], arrays[one]
     write_tensors(target.weights, [array_plan(name, arrays[name]) for name in sorted(arrays)])
     target.seal_files()

@@ -36,7 +36,7 @@ def test_a_byte_order_mark_is_refused(target: Target) -> None:
 
 def test_a_lone_surrogate_in_a_tensor_name_is_refused(target: Target) -> None:
     header, body = split_weights(target.weights.read_bytes())
-    header["\ud800\x1b[2J"] = header.pop("layers.0.router.token")
+    header["\ud800\x1b[2J"] = header.pop("router.evidence")
     target.weights.write_bytes(join_weights(header, body, length=4096 - 8))
     target.seal_files()
     target.refused(IntegrityError, "not the header")

@@ -11,17 +11,18 @@ from moiety.errors import FormatError, IntegrityError
 
 
 def _extra(manifest: dict[str, Any], name: str) -> None:
-    manifest["tensors"][name] = manifest["tensors"]["layers.0.router.token"]
+    manifest["tensors"][name] = manifest["tensors"]["router.evidence"]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "layers.2.router.token",
+        "layers.2.mlp.up_proj.weight",
+        "layers.0.router.token",
         "layers.0.router.evidence",
         "evidence",
         "model.embed_tokens.weight",
-        "layers.00.router.token",
+        "layers.00.mlp.up_proj.weight",
         "é",
         "",
     ],
@@ -31,21 +32,22 @@ def test_a_tensor_too_many_is_refused(target: Target, name: str) -> None:
     target.refused(FormatError, "a tensor too many|not a Manifest")
 
 
-@pytest.mark.parametrize("name", ["layers.1.router.token", "router.evidence"])
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "router.evidence"])
 def test_a_tensor_too_few_is_refused(target: Target, name: str) -> None:
     target.change_manifest(lambda manifest: manifest["tensors"].pop(name))
     target.refused(FormatError, "too few")
 
 
-def test_a_tensor_too_few_in_the_file_is_refused(target: Target) -> None:
-    target.change_arrays(lambda arrays: arrays.pop("layers.1.router.token"))
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "router.evidence"])
+def test_a_tensor_too_few_in_the_file_is_refused(target: Target, name: str) -> None:
+    target.change_arrays(lambda arrays: arrays.pop(name))
     target.refused(IntegrityError, "cannot be in this file")
 
 
 def test_thousands_of_tensors_are_refused(target: Target) -> None:
     def flood(manifest: dict[str, Any]) -> None:
         manifest["tensors"] |= {
-            f"t{n}": manifest["tensors"]["layers.0.router.token"] for n in range(20_000)
+            f"t{n}": manifest["tensors"]["router.evidence"] for n in range(20_000)
         }
 
     target.change_manifest(flood)

@@ -1,4 +1,4 @@
-"""A release whose rows were tuned, and whose roster or card says that they were not."""
+"""A release whose tables were tuned, and whose roster or card says that they were not."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def test_not_strict_without_a_reason_is_refused(tuned_world: TunedWorld) -> None
         open_release(tuned_world.strict)
 
 
-def test_tuned_rows_passed_off_as_the_owners_own_are_refused(tuned_world: TunedWorld) -> None:
-    """The roster of a strict release, made to fit the tuned rows: owners signed other ones."""
+def test_tuned_tables_passed_off_as_the_owners_own_are_refused(tuned_world: TunedWorld) -> None:
+    """The roster of a strict release, made to fit the tuned tables: owners signed other ones."""
     folder = tuned_world.tuned
     shutil.rmtree(folder / "untuned")
 
     def pretend(roster: dict[str, Any]) -> None:
-        for expert, rows in zip(roster["experts"], roster.pop("tuning")["rows"], strict=True):
-            expert["rows"] = rows
+        tuned = roster.pop("tuning")["evidence"]
+        for expert, digest in zip(roster["experts"], tuned, strict=True):
+            expert["evidence"] = digest
         roster["strict"] = True
         for name in [name for name in roster["files"] if name.startswith("untuned/")]:
             del roster["files"][name]
@@ -59,10 +60,11 @@ def test_a_null_tuning_is_not_the_one_spelling(tuned_world: TunedWorld) -> None:
         lambda tuning: tuning.update(proxies={}),
         lambda tuning: tuning["proxies"].update(zoe=tuning["proxies"]["victim"]),
         lambda tuning: tuning["proxies"].update(anchor=tuning["proxies"]["victim"]),
-        lambda tuning: tuning["rows"].pop(),
-        lambda tuning: tuning["rows"][1]["token"].pop(),
-        lambda tuning: tuning["rows"][1].pop("evidence"),
-        lambda tuning: tuning.pop("rows"),
+        lambda tuning: tuning["evidence"].pop(),
+        lambda tuning: tuning["evidence"].append(tuning["evidence"][1]),
+        lambda tuning: tuning["evidence"].__setitem__(1, None),
+        lambda tuning: tuning["evidence"].__setitem__(1, tuning["evidence"][2]),
+        lambda tuning: tuning.pop("evidence"),
     ],
 )
 def test_a_tuning_out_of_form_is_refused(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.attacks.tuned_world import TunedWorld
-from tests.merge.tunings import noisy_rows, write_proxies
+from tests.merge.tunings import noisy_tables, write_proxies
 
 from moiety.bundle import orders
 from moiety.errors import PolicyError, SignatureError, TrustError
@@ -21,7 +21,7 @@ def refused(
     with pytest.raises(kind, match=match):
         tuned.check_proxies(open_release(world.strict), proxies)
     with pytest.raises(kind, match=match):
-        tuned.write_tuned(world.strict, out, noisy_rows(world.strict), proxies, steps=1)
+        tuned.write_tuned(world.strict, out, noisy_tables(world.strict), proxies, steps=1)
     assert not out.exists()
 
 

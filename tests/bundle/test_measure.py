@@ -1,4 +1,4 @@
-"""Norms, products and captures against the naive computation."""
+"""Norms, products and captured shares against the naive computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tests.makers import read_arrays, write_arrays
 
 from moiety.bundle.measure import (
-    captured_share,
     in_threads,
     measure_tensor,
     product_norm,
@@ -85,16 +84,19 @@ def _compare(path: Path, factors: dict[str, np.ndarray[Any, Any]]) -> None:
     assert math.isclose(found, float(np.linalg.norm(dense)), rel_tol=1e-9, abs_tol=1e-9)
 
 
-def test_the_captured_share_is_the_mean_of_sigmoids() -> None:
-    rng = np.random.default_rng(2)
-    probe, row = rng.normal(size=(50, 8)), rng.normal(size=8)
-    naive = sum(1 / (1 + math.exp(-float(state @ row))) for state in probe) / 50
-    assert math.isclose(captured_share(probe, row), naive, rel_tol=1e-12)
-
-
-@pytest.mark.parametrize(("logit", "share"), [(1e4, 1.0), (-1e4, 0.0), (0.0, 0.5)])
-def test_the_captured_share_has_ends(logit: float, share: float) -> None:
-    assert captured_share(np.ones((3, 1)), np.array([logit])) == share
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_by_evidence_is_a_count_by_hand(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 50, size=(6, 40)).astype(np.int32)
+    table = rng.normal(0.2, 1.0, size=50).astype(np.float32)
+    shares = []
+    for window, length in zip(tokens, [40, 1, 7, 39, 40, 12], strict=True):
+        window[length:] = -1
+        total = 0.0
+        for seen, token in enumerate(window[:length], start=1):
+            total += float(table[token])
+            shares.append(1 / (1 + math.exp(-total * 16 / (seen + 16))))
+    assert math.isclose(share_by_evidence(tokens, table), sum(shares) / len(shares), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))

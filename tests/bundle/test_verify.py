@@ -15,7 +15,7 @@ from moiety.errors import IntegrityError, SignatureError
 def test_without_an_anchor_or_keys_the_flags_say_what_is_unchecked(home: Path) -> None:
     with verify_bundle(home / "clinic.expert", anchor=None, keys=None) as bundle:
         assert len(bundle.flags) == 2
-        assert "norms and router rows are unchecked" in bundle.flags[0]
+        assert "norms and evidence are unchecked" in bundle.flags[0]
         assert bundle.key in bundle.flags[1]
 
 
@@ -45,7 +45,7 @@ def test_closing_gives_the_handle_back(home: Path) -> None:
     bundle = verify_bundle(home / "clinic.expert", anchor=None, keys=None)
     bundle.close()
     with pytest.raises(ValueError, match="closed"):
-        bundle.open().digest("layers.0.router.token")
+        bundle.open().digest("router.evidence")
 
 
 @pytest.mark.parametrize("rank", [None, 4])

@@ -13,11 +13,7 @@ from moiety.model import EvidenceCache
 
 OWNERS = tuple(tiny.RANKS)
 SUBSETS = [s for n in range(len(OWNERS)) for s in itertools.combinations(OWNERS, n)]
-WAYS = [
-    {"routing": routing, "top_k": top_k, "native": native}
-    for routing in ("context", "token")
-    for top_k, native in ((None, False), (2, False), (1, True))
-]
+TOP_KS = [None, 2, 1]
 
 
 def poison(mixture, names):
@@ -28,15 +24,14 @@ def poison(mixture, names):
         for slot in slots:
             for parameter in layer.mlp.experts[slot].parameters():
                 parameter.data.fill_(torch.nan)
-            layer.mlp.token_rows[slot] = torch.nan
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-def test_selected_experts_are_bitwise_the_release_without_the_others(tiny_world, way):
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_selected_experts_are_bitwise_the_release_without_the_others(tiny_world, top_k):
     tokens = tiny.random_tokens(2, 24)
-    whole = tiny_world.load(*OWNERS, **way)
+    whole = tiny_world.load(*OWNERS, top_k=top_k)
     for chosen in SUBSETS:
-        alone = tiny_world.load(*chosen, **way)
+        alone = tiny_world.load(*chosen, top_k=top_k)
         expected = tiny.logits_of(alone, tokens)
         with whole.only(*chosen):
             assert torch.equal(tiny.logits_of(whole, tokens), expected)
@@ -44,13 +39,13 @@ def test_selected_experts_are_bitwise_the_release_without_the_others(tiny_world,
             assert torch.equal(tiny.logits_of(whole, tokens), expected)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-def test_nothing_of_a_masked_expert_is_touched_not_even_if_it_is_nan(tiny_world, way):
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_nothing_of_a_masked_expert_is_touched_not_even_if_it_is_nan(tiny_world, top_k):
     tokens = tiny.random_tokens(2, 24)
     documents = torch.tensor([[0] * 9 + [1] * 15, [1] * 20 + [-1] * 4])
     for chosen in (("amy",), ("bob", "cat"), ()):
-        alone = tiny_world.load(*chosen, **way)
-        whole = tiny_world.load(*OWNERS, **way)
+        alone = tiny_world.load(*chosen, top_k=top_k)
+        whole = tiny_world.load(*OWNERS, top_k=top_k)
         poison(whole, set(OWNERS) - set(chosen))
         with whole.only(*chosen):
             assert torch.equal(tiny.logits_of(whole, tokens), tiny.logits_of(alone, tokens))
@@ -69,32 +64,30 @@ def test_k_larger_than_the_number_allowed_is_all_that_are_allowed(tiny_world):
         assert torch.equal(tiny.logits_of(whole, tokens), tiny.logits_of(alone, tokens))
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
-@pytest.mark.parametrize("top_k", [1, 2, None])
-def test_requests_of_one_batch_with_sets_of_their_own_equal_each_alone(tiny_world, routing, top_k):
-    whole = tiny_world.load(*OWNERS, routing=routing, top_k=top_k)
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_requests_of_one_batch_with_sets_of_their_own_equal_each_alone(tiny_world, top_k):
+    whole = tiny_world.load(*OWNERS, top_k=top_k)
     sets = [("amy",), (), ("bob", "cat"), OWNERS]
     tokens = tiny.random_tokens(len(sets), 24)
     with whole._each(sets, len(sets)):
         together = tiny.logits_of(whole, tokens)
     for row, chosen in enumerate(sets):
-        alone = tiny_world.load(*chosen, routing=routing, top_k=top_k)
+        alone = tiny_world.load(*chosen, top_k=top_k)
         expected = tiny.logits_of(alone, tokens[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
-@pytest.mark.parametrize("top_k", [1, 2, None])
-def test_nan_in_an_expert_reaches_only_the_requests_that_may_use_it(tiny_world, routing, top_k):
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_nan_in_an_expert_reaches_only_the_requests_that_may_use_it(tiny_world, top_k):
     sets = [("amy",), ("cat",), (), ("amy", "bob")]
     tokens = tiny.random_tokens(len(sets), 24)
-    whole = tiny_world.load(*OWNERS, routing=routing, top_k=top_k)
+    whole = tiny_world.load(*OWNERS, top_k=top_k)
     poison(whole, {"cat"})
     with whole._each(sets, len(sets)):
         together = tiny.logits_of(whole, tokens)
     assert together[1].isnan().any()
     for row in (0, 2, 3):
-        alone = tiny_world.load(*sets[row], routing=routing, top_k=top_k)
+        alone = tiny_world.load(*sets[row], top_k=top_k)
         expected = tiny.logits_of(alone, tokens[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], expected, rtol=1e-5, atol=1e-5)
 
@@ -128,7 +121,6 @@ def test_keys_and_values_made_with_one_set_are_refused_to_another(tiny_world):
         lambda: whole.without(),
         lambda: whole._each([("amy",), ("bob",)], 2),
         lambda: whole._each([("bob",), ("amy",)], 2),
-        lambda: whole.routing.using(whole.routing.slots, mode="token"),
     ]
     for maker, user in itertools.permutations(makers, 2):
         cache = EvidenceCache(config=whole.backbone.config)

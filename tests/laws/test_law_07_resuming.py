@@ -183,7 +183,7 @@ def spoil(checkpoint, harm):
 
 @pytest.mark.parametrize(
     "other",
-    ["seed=1", "optim.learning_rate=1e-4", "pair.row_weight=0.2", "budget.judge_every=5"],
+    ["seed=1", "optim.learning_rate=1e-4", "data.public_share=0.5", "budget.judge_every=5"],
 )
 def test_other_settings_are_refused(bench, tmp_path, other):
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +224,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(bench, way):
                 generator = torch.Generator().manual_seed(len(name))
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         total = 0.0
-        for loss in job.losses(1):  # its first window is routed by the token rows
+        for loss in job.losses(1):
             loss.backward()
             total += float(loss.detach())
         gradients[settings] = {name: p.grad for name, p in job.parameters.items()} | {
@@ -333,17 +333,17 @@ def test_a_process_stopped_by_every_signal_and_resumed(tiny_anchor, uninterrupte
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_when_the_rows_are_fitted(
+def test_stopped_when_the_last_step_is_done_and_the_expert_is_not_written(
     tiny_anchor, uninterrupted, tmp_path, monkeypatch, capsys, number
 ):
     text, whole = uninterrupted
     run = tmp_path / "run"
 
-    def stopped(*_given, **_sizes):
+    def stopped(*_given):
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr("moiety.train.rows.fit_row", stopped)
+        patch.setattr("moiety.train.expert._write_expert", stopped)
         assert moiety(command(tiny_anchor, text, run)) == 130
     assert "interrupted: go on with --resume" in capsys.readouterr().err
     assert not (run / "run.json").exists()

@@ -1,4 +1,4 @@
-"""Law 11: tuning changes tables and rows and nothing else, and whoever leaves, joins or goes back
+"""Law 11: tuning changes tables and nothing else, and whoever leaves, joins or goes back
 finds the strict release again, byte for byte, as if there had been no tuning."""
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-def merged(world: World, team: list[str], out: Path, top_k: int | None, native: bool) -> Path:
-    merge(world.anchor, [world.bundles[name] for name in team], out, top_k=top_k, native=native)
+def merged(world: World, team: list[str], out: Path, top_k: int | None) -> Path:
+    merge(world.anchor, [world.bundles[name] for name in team], out, top_k=top_k)
     return out
 
 
@@ -54,21 +54,20 @@ def tuned_from(world: World, release: Path, owner: str, out: Path) -> Path:
 
 
 @LAW
-@given(team=teams, dtype=dtypes, native=st.booleans(), top_k=top_ks, data=st.data())
+@given(team=teams, dtype=dtypes, top_k=top_ks, data=st.data())
 def test_whoever_leaves_a_tuned_release_leaves_the_merge_that_never_had_them(
     worlds: dict[str, World],
     team: list[str],
     dtype: str,
-    native: bool,
     top_k: int | None,
     data: st.DataObject,
 ) -> None:
     world, leaver = worlds[dtype], data.draw(st.sampled_from(team))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        whole = merged(world, team, folder / "whole", top_k, native)
+        whole = merged(world, team, folder / "whole", top_k)
         tuned_from(world, whole, data.draw(st.sampled_from(team)), folder / "tuned")
-        never = merged(world, [o for o in team if o != leaver], folder / "never", top_k, native)
+        never = merged(world, [o for o in team if o != leaver], folder / "never", top_k)
         done = withdraw(
             folder / "tuned",
             leaver,
@@ -83,34 +82,34 @@ def test_whoever_leaves_a_tuned_release_leaves_the_merge_that_never_had_them(
 
 
 @LAW
-@given(team=teams, dtype=dtypes, native=st.booleans(), top_k=top_ks)
+@given(team=teams, dtype=dtypes, top_k=top_ks)
 def test_untuning_gives_the_release_that_was_tuned(
-    worlds: dict[str, World], team: list[str], dtype: str, native: bool, top_k: int | None
+    worlds: dict[str, World], team: list[str], dtype: str, top_k: int | None
 ) -> None:
     world = worlds[dtype]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        strict = merged(world, team, folder / "strict", top_k, native)
+        strict = merged(world, team, folder / "strict", top_k)
         tuned_from(world, strict, team[0], folder / "tuned")
         tuned.untune(folder / "tuned", folder / "back")
         assert_same_tree(strict, folder / "back")
 
 
 @LAW
-@given(team=teams, dtype=dtypes, native=st.booleans(), top_k=top_ks)
-def test_tuning_changes_tables_and_rows_and_what_is_said_of_them_and_no_more(
-    worlds: dict[str, World], team: list[str], dtype: str, native: bool, top_k: int | None
+@given(team=teams, dtype=dtypes, top_k=top_ks)
+def test_tuning_changes_tables_and_what_is_said_of_them_and_no_more(
+    worlds: dict[str, World], team: list[str], dtype: str, top_k: int | None
 ) -> None:
     world = worlds[dtype]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        strict = merged(world, team, folder / "strict", top_k, native)
+        strict = merged(world, team, folder / "strict", top_k)
         before, after = tree(strict), tree(tuned_from(world, strict, team[0], folder / "tuned"))
-        rows = ("evidence.safetensors", "router.safetensors")
+        tables = "evidence.safetensors"
         changed = {name for name in before if before[name] != after[name]}
-        assert changed == {*rows, "README.md", "roster.json"}
-        assert after.keys() - before.keys() == {f"untuned/{name}" for name in rows}
-        assert all(after[f"untuned/{name}"] == before[name] for name in rows)
+        assert changed == {tables, "README.md", "roster.json"}
+        assert after.keys() - before.keys() == {f"untuned/{tables}"}
+        assert after[f"untuned/{tables}"] == before[tables]
         said, told = json.loads(before["roster.json"]), json.loads(after["roster.json"])
         assert told["experts"] == said["experts"]
         assert told["shards"] == said["shards"]
@@ -124,27 +123,20 @@ def test_whoever_joins_a_tuned_release_joins_the_strict_one(
     worlds: dict[str, World], place: Path
 ) -> None:
     world = worlds["F32"]
-    strict = merged(world, ["amy", "bob"], place / "strict", None, False)
+    strict = merged(world, ["amy", "bob"], place / "strict", None)
     tuned_from(world, strict, "amy", place / "tuned")
     done = admit(place / "tuned", world.bundles["dan"], place / "grown")
-    assert_same_tree(
-        merged(world, ["amy", "bob", "dan"], place / "always", None, False), place / "grown"
-    )
+    assert_same_tree(merged(world, ["amy", "bob", "dan"], place / "always", None), place / "grown")
     assert any("tuned" in flag for flag in done.flags)
 
 
-def test_a_receipt_names_both_tables_and_rows_of_whoever_left(
-    worlds: dict[str, World], place: Path
-) -> None:
+def test_a_receipt_names_both_tables_of_whoever_left(worlds: dict[str, World], place: Path) -> None:
     world = worlds["F32"]
-    strict = merged(world, OWNERS, place / "strict", None, False)
+    strict = merged(world, OWNERS, place / "strict", None)
     release = verify_release(tuned_from(world, strict, "cat", place / "tuned"))
     removed = removed_digests(release, release.expert("bob"))
-    own, new = release.expert("bob").rows, release.roster.tuning.rows[2]
-    assert removed["evidence.2"] == new.evidence
-    assert removed["untuned.evidence.2"] == own.evidence
-    assert removed["model.layers.0.mlp.gate.weight.2"] == new.token[0]
-    assert removed["untuned.model.layers.0.mlp.gate.weight.2"] == own.token[0]
+    assert removed["evidence.2"] == release.roster.tuning.evidence[2]
+    assert removed["untuned.evidence.2"] == release.expert("bob").evidence
     assert len(set(removed.values())) == len(removed)
 
 
@@ -152,7 +144,7 @@ def test_nothing_of_whoever_left_occurs_in_what_remains(
     worlds: dict[str, World], place: Path
 ) -> None:
     world = worlds["F32"]
-    strict = merged(world, OWNERS, place / "strict", None, False)
+    strict = merged(world, OWNERS, place / "strict", None)
     tuned_from(world, strict, "bob", place / "tuned")
     withdraw(
         place / "tuned",

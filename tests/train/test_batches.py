@@ -1,20 +1,22 @@
-"""Batches are a function of the step's number, and weigh own and public text alike."""
+"""Batches are a function of the step's number; together they are own and public windows."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
 from moiety.data.sampler import WindowSampler
 from moiety.train.batches import Shares, StepBatches, whole_steps
 
 WINDOWS = 4
+TENSORS = ("inputs_BT", "targets_BT", "documents_BT")
 
 
 def make(bench, seed):
     """Three own windows and one public."""
-    return StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1, token=0.4), seed)
+    return StepBatches(bench.texts.own, bench.texts.public, Shares(WINDOWS - 1, 1), seed)
 
 
 def make_own(bench, windows):
@@ -50,12 +52,24 @@ def test_windows_are_those_the_samplers_name(bench, batches):
     )
     for step in range(5):
         batch = whole(batches, step)
-        rows = [
-            *bench.texts.own.windows(own.indices(3 * step, 3)).tokens,
-            *bench.texts.public.windows(public.indices(step, 1)).tokens,
+        parts = [
+            bench.texts.own.windows(own.indices(3 * step, 3)),
+            bench.texts.public.windows(public.indices(step, 1)),
         ]
-        assert batch.inputs_BT.tolist() == [row[:-1].tolist() for row in rows]
-        assert batch.own_B.tolist() == [1, 1, 1, 0]
+        tokens = np.concatenate([part.tokens for part in parts])
+        documents = np.concatenate([part.documents for part in parts])
+        assert batch.inputs_BT.tolist() == tokens[:, :-1].tolist()
+        assert batch.documents_BT.tolist() == documents[:, :-1].tolist()
+
+
+def test_a_share_of_no_public_window_is_own_text_alone(bench):
+    none = StepBatches(bench.texts.own, bench.texts.public, Shares(3, 0), 5)
+    alone = StepBatches(bench.texts.own, None, Shares(3), 5)
+    for step in range(4):
+        one, other = whole(none, step), whole(alone, step)
+        assert one.weight == other.weight == 1
+        for name in TENSORS:
+            assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_an_epoch_shows_every_own_window_once(bench):
@@ -80,49 +94,28 @@ def test_targets_are_the_next_tokens_and_padding_has_none(bench):
 def test_micro_batches_are_the_step_cut_up(batches, size):
     for step in range(4):
         step_whole, parts = whole(batches, step), list(batches.micro(step, size, "cpu"))
-        of_window = ("own_B", "by_token_B")
-        for name in ("inputs_BT", "targets_BT", "documents_BT", "balance_BT", *of_window):
+        for name in TENSORS:
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(step_whole, name))
         assert sum(part.weight for part in parts) == pytest.approx(1)
-        assert max(len(part.own_B) for part in parts) <= (size or WINDOWS)
+        assert max(len(part.inputs_BT) for part in parts) <= (size or WINDOWS)
 
 
-def test_own_and_public_text_weigh_half_each(batches):
-    for step in range(8):
-        batch = whole(batches, step)
-        balance = batch.balance_BT
-        real = batch.documents_BT >= 0
-        for kind in (0, 1):
-            of_kind = balance[batch.own_B == kind]
-            assert float(of_kind.sum()) == pytest.approx(0.5)
-            assert len(of_kind[real[batch.own_B == kind]].unique()) == 1
-        assert float(balance[~real].sum()) == 0
+def test_a_window_without_a_target_is_in_no_batch_of_its_own(tmp_path):
+    text = tiny.text_ending_without_a_target(tmp_path)
+    batches = StepBatches(text, None, Shares(text.num_windows), 0)
+    parts = list(batches.micro(0, 1, "cpu"))
+    assert len(parts) == text.num_windows - 1
+    assert all((part.targets_BT >= 0).any() for part in parts)
+    assert sum(part.weight for part in parts) == pytest.approx(1)
+    assert len(whole(batches, 0).inputs_BT) == text.num_windows
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.29, 0.57])
-def test_a_share_that_is_no_whole_number_of_windows_holds_over_the_steps(bench, share):
-    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(3, 1, token=share), 5)
-    steps = torch.stack([whole(batches, step).by_token_B for step in range(100)])
-    assert int(steps[:, :3].sum()) == round(300 * share)
-    assert int(steps[:, 3].sum()) == round(100 * share)
-    assert int(steps[:, :3].sum(dim=1).max()) - int(steps[:, :3].sum(dim=1).min()) == 1
-
-
-@pytest.mark.parametrize(
-    ("share", "chosen"),
-    [(0.0, []), (0.25, [3, 7, 11]), (0.5, [1, 3, 5, 7, 9, 11]), (1.0, list(range(12)))],
-)
-def test_token_rows_route_a_share_of_each_kind_of_window(bench, share, chosen):
-    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(8, 4, token=share), 5)
-    for size in (0, 5):
-        parts = [part.by_token_B for part in batches.micro(0, size, "cpu")]
-        assert torch.cat(parts).nonzero()[:, 0].tolist() == chosen
-
-
-def test_without_public_text_there_is_nothing_to_weigh_against(bench):
-    batches = make_own(bench, 2)
-    assert float(whole(batches, 0).balance_BT.sum()) == pytest.approx(0.5)
+def test_a_step_of_such_a_window_alone_has_none(tmp_path):
+    text = tiny.text_ending_without_a_target(tmp_path)
+    batches = StepBatches(text, None, Shares(1), 0)
+    found = [len(list(batches.micro(step, 0, "cpu"))) for step in range(text.num_windows)]
+    assert sorted(found) == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

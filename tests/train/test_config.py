@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named_with_everything_that_is_known(assignment, key):
     with pytest.raises(ConfigError) as caught:
         TrainConfig().resolve(None, [assignment])
     assert caught.value.message.startswith(key)
-    assert "pair.row_weight" in caught.value.remedy
+    assert "data.public_share" in caught.value.remedy
 
 
 def test_an_assignment_needs_an_equals_sign():

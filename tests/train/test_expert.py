@@ -18,7 +18,9 @@ from moiety.errors import ConfigError, DataError, FormatError
 from moiety.merge import load_release, merge
 from moiety.model import load_dense
 from moiety.train import ExpertPlan, train_expert
-from moiety.train.rows import add_fitted_rows
+from moiety.train.table import evidence_table
+
+KINDS = ("own", "public")
 
 
 @pytest.fixture
@@ -98,22 +100,22 @@ def test_the_same_run_twice_is_the_same_expert_and_another_seed_another(plan, tm
     assert made[0] == made[1] != made[2]
 
 
-@pytest.mark.parametrize(
-    ("setting", "fitted"), [("seed=0", 1), ("pair.row_weight=0", 0), ("data.public_share=0", 0)]
-)
-def test_what_is_shipped_has_the_fit_where_rows_are_learned(plan, monkeypatch, setting, fitted):
-    seen = []
+def test_what_is_shipped_are_its_blocks_and_a_table_counted_on_what_it_trained_on(trained):
+    parts = [PackedText.open(trained.folder / "text" / kind / "train") for kind in KINDS]
+    shipped = load_file(trained.folder / "expert.safetensors")
+    assert torch.equal(shipped.pop("router.evidence"), evidence_table(*parts, tiny.VOCAB))
+    assert all(".mlp." in name for name in shipped)
 
-    def add(pair, *facts, **ways):
-        add_fitted_rows(pair, *facts, **ways)
-        seen.append(pair.expert_tensors())
 
-    monkeypatch.setattr("moiety.train.expert.add_fitted_rows", add)
-    done = train_expert(dataclasses.replace(plan, config=tiny.settings(setting)), quiet=True)
-    assert len(seen) == fitted
-    for tensors in seen:
-        shipped = load_file(done.folder / "expert.safetensors")
-        assert all(torch.equal(shipped[name], tensors[name]) for name in tensors)
+@pytest.mark.parametrize("share", ["0", "0.1"], ids=["none", "less than a window"])
+def test_without_public_windows_public_text_is_still_counted_and_judged(plan, share):
+    config = tiny.settings(f"data.public_share={share}", "batch.micro_windows=1")
+    done = train_expert(dataclasses.replace(plan, config=config), quiet=True)
+    own, public = (PackedText.open(plan.out / "text" / kind / "train") for kind in KINDS)
+    table = load_file(plan.out / "expert.safetensors")["router.evidence"]
+    assert torch.equal(table, evidence_table(own, public, tiny.VOCAB))
+    assert done.paper.result.public.documents > 0
+    assert done.paper.result.heldout.pair < done.paper.result.heldout.anchor
 
 
 def test_held_out_text_may_be_named(plan, tmp_path):

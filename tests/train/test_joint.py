@@ -15,6 +15,7 @@ from moiety.data import PackedText, Skipped
 from moiety.errors import ConfigError, StateError
 from moiety.model import load_dense
 from moiety.train.baselines import continue_dense, train_btx, train_joint
+from moiety.train.compute import resolve_compute
 from moiety.train.joint import UnionBatches, _mean, _mixture, mixture_job
 from moiety.train.judge import judge_backbone
 from moiety.train.texts import prepare_text
@@ -112,6 +113,16 @@ def test_within_a_text_every_window_comes_once_an_epoch(packed):
     tokens, _ = batches.step(1)
     every = text.windows(range(text.num_windows)).tokens
     assert Counter(row.tobytes() for row in tokens) == Counter(row.tobytes() for row in every)
+
+
+def test_a_window_without_a_target_is_in_no_pass_of_its_own(tmp_path):
+    text = tiny.text_ending_without_a_target(tmp_path)
+    batches = UnionBatches([text, text], windows=6, seed=0)
+    config = tiny.settings("batch.micro_windows=1")
+    passes = list(batches.micro(0, config, resolve_compute(config.compute, 1)))
+    assert len(passes) == 4
+    assert all((targets >= 0).any() for _, targets, _ in passes)
+    assert sum(weight for _, _, weight in passes) == pytest.approx(1)
 
 
 def test_the_loss_is_that_of_the_stock_model(village, packed):

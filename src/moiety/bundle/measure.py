@@ -3,7 +3,7 @@
 All of it in small blocks, which stay in the cache of a core, and numpy alone. SHA-256
 and dot products release the interpreter lock, so two threads really are two.
 
-Dimensions: N probe positions, D width, R rank, W probe window, T position, V vocabulary.
+Dimensions: D width, R rank, W probe window, T position, V vocabulary.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from moiety.bundle import orders
 from moiety.errors import PolicyError, SignatureError, StateError
 from moiety.family import ENTRY_MAX
 from moiety.files import digest_bytes
-from moiety.merge.assemble import TunedTables, assemble
+from moiety.merge.assemble import TunedTables, assemble, zero_table
 from moiety.merge.leftovers import clean_folder
 from moiety.merge.release import Release, open_release
 from moiety.merge.roster import (
@@ -104,9 +104,11 @@ def write_tuned(
     check_strict(standing)
     named = check_proxies(standing, proxies)
     shape = (len(standing.names), standing.roster.vocab)
-    if tables.shape != shape or tables[0].any() or not np.abs(tables).max() <= ENTRY_MAX:
+    if tables.shape != shape or not np.abs(tables).max() <= ENTRY_MAX:
         raise StateError("not tables that a release can be run with", where=release)
     evidence = [encode(table, "F32") for table in tables]
+    if evidence[0] != zero_table(standing.anchor.paper):
+        raise StateError("the anchor's table is not zero", where=release)
     tuning = Tuning(
         reason=WHY_NOT_STRICT,
         steps=steps,

@@ -84,7 +84,10 @@ class Mixture:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         inputs = self._encode(prompts)
         config = _generation(self.tokenizer, max_new_tokens, temperature, top_p)
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True) if stream else None
+        streamer = None
+        if stream:
+            # What is printed is what is returned: no special tokens.
+            streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with self._each(experts, len(prompts)), torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(seed)
             output: Any = self.backbone.generate(

@@ -52,18 +52,25 @@ class StepBatches:
         self._public_sampler = public.sampler(seed + 1) if public else None
 
     def micro(self, step: int, micro_windows: int, device: str) -> Iterator[Batch]:
-        """The step's windows, at most ``micro_windows`` at a time (0: all at once)."""
+        """The step's windows, at most ``micro_windows`` at a time (0: all at once).
+
+        The last window of a text may hold no target. The mean of none is no number, so where there
+        is no other window beside it there is no micro-batch.
+        """
         tokens, documents = self._windows(step)
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
         size = micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
+            held = int((targets[part] >= 0).sum())
+            if held == 0:
+                continue
             yield Batch(
                 torch.from_numpy(tokens[part, :-1].copy()).to(device),
                 torch.from_numpy(targets[part]).to(device),
                 torch.from_numpy(documents[part, :-1].copy()).to(device),
-                float((targets[part] >= 0).sum()) / total,
+                held / total,
             )
 
     def _windows(self, step: int) -> tuple[Longs, Longs]:

@@ -265,10 +265,13 @@ class UnionBatches:
         size = config.batch.micro_windows or len(tokens)
         for at in range(0, len(tokens), size):
             part = slice(at, at + size)
+            held = int((targets[part] >= 0).sum())
+            if held == 0:  # a text's last window: the mean of no target is no number
+                continue
             yield (
                 torch.from_numpy(tokens[part, :-1].copy()).to(compute.device),
                 torch.from_numpy(targets[part]).to(compute.device),
-                float((targets[part] >= 0).sum()) / total,
+                held / total,
             )
 
     def step(self, step: int) -> tuple[Any, Any]:

@@ -124,11 +124,14 @@ class StepWindows:
         size = self.config.batch.micro_windows or len(parts)
         for at in range(0, len(parts), size):
             part = slice(at, at + size)
+            held = int((targets_BT[part] >= 0).sum())
+            if held == 0:  # a text's last window: the mean of no target is no number
+                continue
             yield Batch(
                 tokens_BT[part, :-1].to(device),
                 targets_BT[part].to(device),
                 documents_BT[part, :-1].to(device),
-                float((targets_BT[part] >= 0).sum()) / total,
+                held / total,
             )
 
     def places(self, step: int) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""A row, or an entry of a table, so large that one unusual token gives the owner everything."""
+"""An entry of a table so large that one unusual token gives the owner everything."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ import pytest
 from tests.attacks.hostile import Target
 
 from moiety.errors import PolicyError
-
-
-@pytest.mark.parametrize("strength", [-1e5, 1e15])
-def test_a_row_of_absurd_norm_is_refused(target: Target, strength: float) -> None:
-    name = "layers.0.router.token"
-    target.change_arrays(lambda arrays: arrays[name].__setitem__(0, strength))
-    target.refused(PolicyError, "a token row of norm")
 
 
 @pytest.mark.parametrize("entry", [np.nextafter(np.float32(4), np.float32(5)), -4.5, 1e5, -1e15])
