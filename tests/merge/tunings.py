@@ -1,4 +1,4 @@
-"""Tuned releases made without any training: the owners' tables and rows with noise added."""
+"""Tuned releases made without any training: the owners' tables with noise added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from tests.makers import read_arrays
 
 from moiety.bundle import anchors, orders, papers
-from moiety.family import ENTRY_MAX
+from moiety.family import ENTRY_MAX, EVIDENCE_TABLE
 from moiety.files import digest_bytes
 from moiety.merge import tuned
 
@@ -35,20 +35,16 @@ def write_proxies(
     return orders.verify_proxies(out)
 
 
-def noisy_rows(release: Path, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Tables and rows of a release, all but the anchor's with noise."""
+def noisy_tables(release: Path, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Tables of a release, ``[experts, vocabulary]``, all but the anchor's with noise."""
     rng = np.random.default_rng(seed)
-    rows = read_arrays(release / "evidence.safetensors") | read_arrays(
-        release / "router.safetensors"
-    )
-    for row in rows.values():
-        row[1:] += rng.normal(size=row[1:].shape).astype(np.float32)
-    rows["evidence"] = rows["evidence"].clip(-ENTRY_MAX, ENTRY_MAX)
-    return rows
+    tables = read_arrays(release / "evidence.safetensors")[EVIDENCE_TABLE]
+    tables[1:] += rng.normal(size=tables[1:].shape).astype(np.float32)
+    return tables.clip(-ENTRY_MAX, ENTRY_MAX)
 
 
 def tune(
     release: Path, out: Path, proxies: orders.VerifiedProxies, *, seed: int = 0
 ) -> tuned.TunedSummary:
-    """A tuned release with such tables and rows."""
-    return tuned.write_tuned(release, out, noisy_rows(release, seed), [proxies], steps=7)
+    """A tuned release with such tables."""
+    return tuned.write_tuned(release, out, noisy_tables(release, seed), [proxies], steps=7)
