@@ -39,7 +39,7 @@ from moiety.files import digest_file
 from moiety.tensors import ITEM_BYTES, TensorPlan, encode, write_tensors
 
 OWNERS = ("bank", "court", "hospital", "press")
-ROW_SCALE = 0.02
+NOISE_SCALE = 0.02
 _PATTERN_BYTES = 2**22
 
 _MEASURED = """
@@ -101,7 +101,7 @@ def make_big_anchor(folder: Path, sizes: Sizes) -> Path:
     config |= {"intermediate_size": sizes.hidden, "vocab_size": sizes.vocab}
     (folder / "config.json").write_text(json.dumps(config))
     noise = np.random.default_rng(0).normal(size=_PATTERN_BYTES // ITEM_BYTES[sizes.dtype])
-    pattern = encode((noise * ROW_SCALE).astype(np.float32), sizes.dtype)
+    pattern = encode((noise * NOISE_SCALE).astype(np.float32), sizes.dtype)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (sizes.vocab, sizes.width),
         "lm_head.weight": (sizes.vocab, sizes.width),
@@ -128,11 +128,11 @@ def make_big_bundle(folder: Path, anchor: Path, owner: str, rank: int | None, dt
     rng = np.random.default_rng(sorted(OWNERS).index(owner) + 1)
     paper = facts.paper
     shapes = family.expert_shapes(paper.num_layers, paper.width, paper.hidden, paper.vocab, rank)
-    matrix_noise = (rng.normal(size=_PATTERN_BYTES // ITEM_BYTES[dtype]) * ROW_SCALE).astype("f4")
+    matrix_noise = (rng.normal(size=_PATTERN_BYTES // ITEM_BYTES[dtype]) * NOISE_SCALE).astype("f4")
     patterns = {"F32": encode(matrix_noise, "F32"), dtype: encode(matrix_noise, dtype)}
     plans = []
     for name, shape in shapes.items():
-        kind = "F32" if "router." in name else dtype
+        kind = "F32" if name == family.EVIDENCE else dtype
         plans.append(plan(name, shape, kind, patterns[kind]))
     write_tensors(run / "expert.safetensors", plans)
     weights = run / "expert.safetensors"

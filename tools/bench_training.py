@@ -72,23 +72,19 @@ def ours(
     compute = Compute("cpu", precision == "bf16", compiled, checkpoint_activations=False)
     backbone = Olmo2ForCausalLM(dense_config(size))
     table = torch.randn(backbone.config.vocab_size)
-    pair = Pair(backbone, table, random_probe(size), rank=rank, seed=0)
+    pair = Pair(backbone, table, rank=rank, seed=0)
     compute.prepare_frozen(backbone)
     decoder = compute.decoder(backbone)
     parameters = list(pair.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    own = torch.ones(tokens.shape[0])
-    own[-tokens.shape[0] // 4 :] = 0
-    balance = torch.full(tokens[:, 1:].shape, 1.0 / tokens[:, 1:].numel())
-    by_token = torch.arange(tokens.shape[0]) % 4 == 3
     documents = torch.arange(tokens.shape[0])[:, None].expand(tokens[:, :-1].shape)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        pair.expect(tokens[:, :-1], documents, by_token)
+        pair.expect(tokens[:, :-1], documents)
         with compute.autocast():
             loss = training_loss(backbone, tokens[:, :-1], tokens[:, 1:], decoder)
-        finish(loss + 0.1 * pair.row_loss(own, balance), parameters, optimizer)
+        finish(loss, parameters, optimizer)
 
     return step
 
@@ -136,10 +132,6 @@ def zero_first(gradient: torch.Tensor) -> torch.Tensor:
 
 def dense_config(size: Preset) -> Any:
     return size.model_config(separator=0, pad=1, max_positions=1024)
-
-
-def random_probe(size: Preset) -> dict[str, torch.Tensor]:
-    return {f"layers.{n}.token": torch.randn(512, size.width) for n in range(size.layers)}
 
 
 def finish(loss: torch.Tensor, parameters: list[Any], optimizer: torch.optim.Optimizer) -> None:

@@ -12,6 +12,7 @@ from moiety.baselines import costs
 from moiety.baselines.costs import Cost, Sizes
 from moiety.train.dense import only_blocks
 from moiety.train.domains import Rows
+from moiety.train.pair import Pair
 from moiety.train.recipe import recipe_pair
 
 SHAPES = {
@@ -73,17 +74,25 @@ def test_one_layer_counted_by_hand():
     # Blocks alone: through the head, then gate, up and down by their weights, and down's input.
     trained = forward + head + block + 2 * (2 * 3)
     assert costs.dense_cost(sizes, 10, "feed-forward").training_flops == 10 * trained
-    pair = forward + block + 2 * (2 * 2)
-    assert costs.pair_cost(sizes, 10) == Cost(
-        10 * (pair + head + block + 2 * (2 * 3) + 2 * (2 * 2)), pair, parameters + 3 * 6 + 4
+    pair = forward + block
+    backward = head + block + 2 * (2 * 3)
+    ours = costs.pair_cost(sizes, 10)
+    assert ours == Cost(10 * (pair + backward), pair, parameters + 3 * 6)
+    rows = 2 * (2 * 2)  # two logits of a state of width 2; backward by their weights
+    recipe = costs.pair_cost(sizes, 10, rows=2)
+    assert recipe == Cost(
+        10 * (pair + rows + backward + rows), pair + rows, parameters + 3 * 6 + 2 * 2
     )
-    three_of_four = projections + products + 3 * block + 2 * (4 * 2) + head
-    release = costs.mixture_cost(sizes, experts=4, top_k=3, before=[costs.pair_cost(sizes, 10)] * 3)
+    three_of_four = projections + products + 3 * block + head
+    release = costs.release_cost(sizes, experts=4, top_k=3, before=[ours] * 3)
     assert release.inference_flops_per_token == three_of_four
-    assert release.parameters == parameters + 3 * 3 * 6 + 4 * 2
-    assert release.training_flops == 3 * costs.pair_cost(sizes, 10).training_flops
-    joint = costs.mixture_cost(sizes, experts=4, top_k=3, tokens=10)
-    assert joint.training_flops == 10 * 3 * three_of_four
+    assert release.parameters == parameters + 3 * 3 * 6 + 4 * 5  # a table of five numbers each
+    assert release.training_flops == 3 * ours.training_flops
+    routed = three_of_four + 2 * (4 * 2)
+    joint = costs.mixture_cost(sizes, experts=4, top_k=3, tokens=10, before=[ours])
+    assert joint == Cost(
+        10 * 3 * routed + ours.training_flops, routed, parameters + 3 * 3 * 6 + 4 * 2
+    )
 
 
 def test_the_usual_rule_of_six_flops_a_parameter_and_token():
@@ -108,10 +117,34 @@ def test_dense_models_cost_what_the_counter_counts(how, part):
 
 
 @pytest.mark.parametrize("how", SHAPES)
-def test_a_pair_costs_what_the_counter_counts(how):
+def test_our_pair_costs_what_the_counter_counts(how):
+    """Evidence costs no product, forward or backward."""
+    config = shape(**SHAPES[how])
+    pair = Pair(Olmo2ForCausalLM(config), torch.randn(80), rank=None, seed=0)
+    tokens = torch.randint(2, 80, (BATCH, WINDOW))
+    pair.expect(tokens, torch.zeros_like(tokens))
+    cost = costs.pair_cost(Sizes.of(config, WINDOW), TOKENS)
+    assert cost.parameters == sum(p.numel() for p in pair.backbone.parameters())
+    assert cost.inference_flops_per_token * TOKENS == counted(pair.backbone, backward=False)
+    assert cost.training_flops == counted(pair.backbone, backward=True)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_a_release_costs_what_the_counter_counts(tiny_world, top_k):
+    """Of whole experts: factors would cost a little more beside the anchor's block."""
+    mixture = tiny_world.load("amy", "cat", top_k=top_k)
+    backbone, table_SV = mixture.backbone, mixture.routing.table_SV
+    backbone.set_attn_implementation("eager")
+    cost = costs.release_cost(Sizes.of(backbone.config, WINDOW), experts=3, top_k=top_k)
+    assert cost.parameters == sum(p.numel() for p in backbone.parameters()) + table_SV.numel()
+    assert cost.inference_flops_per_token * TOKENS == counted(backbone, backward=False)
+
+
+@pytest.mark.parametrize("how", SHAPES)
+def test_a_pair_of_the_recipe_costs_what_the_counter_counts(how):
     config = shape(**SHAPES[how])
     pair = recipe_pair(Olmo2ForCausalLM(config), rows(config), bias=False)
-    cost = costs.pair_cost(Sizes.of(config, WINDOW), TOKENS)
+    cost = costs.pair_cost(Sizes.of(config, WINDOW), TOKENS, rows=2)
     biases = config.num_hidden_layers
     assert cost.parameters == sum(p.numel() for p in pair.parameters()) - biases
     assert cost.inference_flops_per_token * TOKENS == counted(pair, backward=False)

@@ -42,6 +42,8 @@ def refusals(house, tmp_path):
         "Missing option '--out'": ["merge", house / "anchor", amy],
         "Missing argument": ["merge"],
         "No such option: --speed": ["doctor", "--speed"],
+        "No such option: --native": ["merge", house / "anchor", amy, "--out", "c", "--native"],
+        "No such option: --routing": ["generate", rel, "--prompt", "a", "--routing", "token"],
         "Invalid value for '--top-k'": ["merge", "a", "b", "--out", "c", "--top-k", "many"],
         "exists already": ["merge", house / "anchor", amy, "--out", rel],
         "two bundles of amy": ["merge", house / "anchor", amy, amy, "--out", tmp_path / "x"],
@@ -176,7 +178,7 @@ def test_json_is_the_last_line_of_every_command_that_offers_it(moiety, house, tm
     assert out["withdraw"]["roster_before"] == out["admit"]["digest"]
     assert out["receipt"]["roster_after"] == out["withdraw"]["roster_after"]
     assert out["verify"]["digest"] == out["bundle"]["digest"]
-    assert json.loads((place / "three" / "roster.json").read_text())["native"] is False
+    assert json.loads((place / "three" / "roster.json").read_text())["strict"] is True
 
 
 def test_machines_read_numbers_not_words(moiety, house):

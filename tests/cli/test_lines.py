@@ -48,9 +48,8 @@ LINES = {
     "merge ANCHOR a.expert b.expert --out DIR": {
         "bundles": [Path("a.expert"), Path("b.expert")],
         "top_k": None,
-        "native": False,
     },
-    "merge ANCHOR a.expert --out DIR --top-k 2 --native": {"top_k": 2, "native": True},
+    "merge ANCHOR a.expert --out DIR --top-k 2": {"top_k": 2},
     "merge ANCHOR a.expert --out DIR --top-k auto": {"top_k": "auto"},
     "order withdraw a.expert --key KEY.pem --out ORDER.json": {"bundle": Path("a.expert")},
     "withdraw REL amy --order ORDER.json --out DIR": {"out": Path("DIR"), "in_place": False},
@@ -83,17 +82,8 @@ LINES = {
     "untune REL --out DIR": {"release": Path("REL"), "out": Path("DIR")},
     "eval REL --data x=1 y=2": {"data": ["x=1"], "more": ["y=2"]},
     "eval REL --data x=1 --data y=2": {"data": ["x=1", "y=2"]},
-    "eval REL --data x=1 --routing context --out DIR --json": {
-        "routing": "context",
-        "out": Path("DIR"),
-        "as_json": True,
-    },
-    "eval REL --data x=1 --routing token": {"routing": "token"},
-    "attribute REL a.txt b.txt --routing token --json": {
-        "text": ["a.txt", "b.txt"],
-        "routing": "token",
-        "as_json": True,
-    },
+    "eval REL --data x=1 --out DIR --json": {"out": Path("DIR"), "as_json": True},
+    "attribute REL a.txt b.txt --json": {"text": ["a.txt", "b.txt"], "as_json": True},
     'generate REL --prompt "The patient"': {"prompt": "The patient"},
     "generate REL --prompt a --max-tokens 5 --temperature 0": {
         "max_tokens": 5,
@@ -101,7 +91,6 @@ LINES = {
     },
     "generate REL --prompt a --experts A,B": {"experts": "A,B", "without": None},
     "generate REL --prompt a --without A": {"experts": None, "without": "A"},
-    "generate REL --prompt a --routing token": {"routing": "token"},
     "study STUDY.toml --out DIR": {"plan": Path("STUDY.toml"), "seed": [], "methods": None},
     "study STUDY.toml --out DIR --seed 0 --seed 1 --methods a,b --json": {
         "seed": [0, 1],

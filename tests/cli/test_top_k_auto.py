@@ -13,8 +13,7 @@ def test_the_table_shows_every_number_and_the_choice(moiety, tiny_world, tmp_pat
     sweep = said.json["sweep"]
     lines = [" ".join(line.replace("│", " ").split()) for line in said.out.splitlines()]
     for one in sweep["trials"]:
-        row = f"{one['top_k']} {one['context']:.3f} {one['context'] - sweep['anchor']:+.3f}"
-        row += f" {one['token']:.3f} {one['token'] - sweep['anchor']:+.3f}"
+        row = f"{one['top_k']} {one['bits']:.3f} {one['bits'] - sweep['anchor']:+.3f}"
         (found,) = [line for line in lines if line.startswith(row)]
         assert f" {one['flops'] / sweep['anchor_flops']:.2f}" in found
         assert found.endswith("chosen") == (one["top_k"] == sweep["top_k"])

@@ -35,10 +35,8 @@ def test_stdout_of_generate_is_the_continuation_alone(moiety, tiny_world, releas
         (["--temperature", 0, "--experts", "amy, cat"], {"temperature": 0}, ("amy", "cat")),
         (["--temperature", 0, "--without", "amy"], {"temperature": 0}, ("bob", "cat")),
         (["--temperature", 0, "--experts", ""], {"temperature": 0}, ()),
-        (["--temperature", 0, "--routing", "token"], {"temperature": 0}, OWNERS),
     ):
-        routing = "token" if "token" in more else "context"
-        mixture = tiny_world.load(*OWNERS, routing=routing)
+        mixture = tiny_world.load(*OWNERS)
         with mixture.only(*chosen):
             expected = mixture.generate("ba deke", max_new_tokens=9, **how)
         assert moiety(*words, *more).out == expected + "\n"
@@ -87,12 +85,11 @@ def bits_by_hand(mixture, text):
     return float(nats[same].double().sum()) / int(text.document_bytes.sum()) / math.log(2)
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
 def test_eval_scores_every_set_of_experts_on_every_text(
-    moiety, tiny_world, release, texts, tmp_path, routing
+    moiety, tiny_world, release, texts, tmp_path
 ):
     pairs = [f"{name}={path}" for name, path in texts.items()]
-    words = ["--routing", routing, "--window-tokens", 32, "--json", "--out", tmp_path / "report"]
+    words = ["--window-tokens", 32, "--json", "--out", tmp_path / "report"]
     said = moiety("eval", release, "--data", *pairs, *words)
     assert said.code == 0, said.err
     table = said.json["bits_per_byte"]
@@ -101,7 +98,7 @@ def test_eval_scores_every_set_of_experts_on_every_text(
         sets[f"anchor+{owner}"] = (owner,)
         sets[f"all-{owner}"] = tuple(name for name in OWNERS if name != owner)
     assert set(table) == set(sets)
-    mixture = tiny_world.load(*OWNERS, routing=routing)
+    mixture = tiny_world.load(*OWNERS)
     for number, (text, path) in enumerate(texts.items()):
         pieces = packed(release, path, tmp_path / str(number))
         for model, chosen in sets.items():

@@ -94,13 +94,10 @@ def bits(mixture, written):
     return total / math.log(2)
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
-def test_a_text_is_divided_by_what_every_set_of_owners_saves(tiny_world, text, routing):
+def test_a_text_is_divided_by_what_every_set_of_owners_saves(tiny_world, text):
     path, written = text
-    found = attribute(
-        tiny_world.release(*OWNERS), Sources([path]), routing=routing, window_tokens=120
-    )
-    mixture = tiny_world.load(*OWNERS, routing=routing)
+    found = attribute(tiny_world.release(*OWNERS), Sources([path]), window_tokens=120)
+    mixture = tiny_world.load(*OWNERS)
     costs = []
     for number in range(8):
         with mixture.only(*(name for bit, name in enumerate(OWNERS) if number >> bit & 1)):

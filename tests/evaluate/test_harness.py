@@ -55,10 +55,9 @@ def by_hand(mixture, context, answer):
     return total, greedy
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_every_answer_is_that_of_a_pass_of_its_own(tiny_world, routing, batch_size):
-    mixture = tiny_world.load(*OWNERS, routing=routing)
+def test_every_answer_is_that_of_a_pass_of_its_own(tiny_world, batch_size):
+    mixture = tiny_world.load(*OWNERS)
     model = harness(mixture, batch_size=batch_size)
     for names in (OWNERS, ("amy",), ()):
         with mixture.only(*names):
@@ -221,12 +220,15 @@ def test_the_harness_runs_local_tasks_on_a_masked_model(tiny_world, tasks):
     assert every["whole"] != found["whole"]
 
 
-def test_the_stock_path_loads_a_release_and_agrees_under_token_rows(tiny_world, tasks):
+def test_the_stock_path_loads_a_plain_checkpoint_and_agrees(tiny_world, tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
 
+    from moiety.merge import exporting
+
     folder, _ = tasks
-    stock = HFLM(pretrained=str(tiny_world.release(*OWNERS)), dtype="float32", device="cpu")
-    ours = harness(tiny_world.load(*OWNERS, routing="token"))
+    exporting.export_plain(tiny_world.release(*OWNERS), tmp_path / "plain")
+    stock = HFLM(pretrained=str(tmp_path / "plain"), dtype="float32", device="cpu")
+    ours = harness(tiny_world.load(*OWNERS))
     ask = requests("loglikelihood", PAIRS)
     for one, other in zip(ours.loglikelihood(ask), stock.loglikelihood(ask), strict=True):
         assert one == (pytest.approx(other[0], abs=1e-4), other[1])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests import tiny
 
+from moiety.data import Sources
 from moiety.errors import ConfigError
-from moiety.evaluate import Question, evaluate, matrix
+from moiety.evaluate import Question, attribute, evaluate, matrix
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,12 @@ def bits_per_byte(mixture, texts):
 
 
 @pytest.mark.parametrize("owners", [("amy",), ("amy", "bob"), ("amy", "bob", "cat")])
-@pytest.mark.parametrize("routing", ["context", "token"])
-def test_every_cell_is_that_of_documents_scored_alone(tiny_world, texts, owners, routing):
+def test_every_cell_is_that_of_documents_scored_alone(tiny_world, texts, owners):
     folder, documents = texts
     release = tiny_world.release(*owners)
     paths = {name: [str(folder / f"{name}.jsonl")] for name in documents}
-    found = evaluate(Question(release, paths, routing=routing, window_tokens=100))
-    mixture = tiny_world.load(*owners, routing=routing)
+    found = evaluate(Question(release, paths, window_tokens=100))
+    mixture = tiny_world.load(*owners)
     sets = {"anchor": (), "all": owners}
     sets |= {f"anchor+{owner}": (owner,) for owner in owners}
     sets |= {f"all-{owner}": [other for other in owners if other != owner] for owner in owners}
@@ -68,18 +68,17 @@ def first_bits(mixture, texts, first):
     return nats / count / math.log(2), count
 
 
-@pytest.mark.parametrize("routing", ["context", "token"])
 @pytest.mark.parametrize("window_tokens", [100, 16])
 def test_the_first_tokens_are_those_of_documents_cut_off(
-    tiny_world, texts, routing, window_tokens, monkeypatch
+    tiny_world, texts, window_tokens, monkeypatch
 ):
     monkeypatch.setattr(matrix, "BEGINNINGS", (5, 12, 90))
     folder, documents = texts
     documents = {name: documents[name] for name in ("public", "amy")}
     paths = {name: [str(folder / f"{name}.jsonl")] for name in documents}
     release = tiny_world.release("amy", "bob")
-    found = evaluate(Question(release, paths, routing=routing, window_tokens=window_tokens))
-    mixture = tiny_world.load("amy", "bob", routing=routing)
+    found = evaluate(Question(release, paths, window_tokens=window_tokens))
+    mixture = tiny_world.load("amy", "bob")
     sets = {"anchor": (), "anchor+amy": ("amy",), "all": ("amy", "bob"), "all-amy": ("bob",)}
     assert [short.first_tokens for short in found.beginnings] == [5, 12, 90]
     for short in found.beginnings:
@@ -108,6 +107,27 @@ def check_gap(short):
         assert short.gap_closed == pytest.approx((anchor - every) / (anchor - right))
     else:
         assert short.gap_closed is None
+
+
+def test_no_window_is_longer_than_the_model_has_positions(tiny_world, tmp_path):
+    """A document of several windows, however long a window was asked for."""
+    text = next(tiny.language(1, 1, words=200))
+    (tmp_path / "amy.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    mixture = tiny_world.load("amy")
+    positions = mixture.backbone.config.max_position_embeddings
+    ids, nats = mixture.tokenizer(text)["input_ids"], 0.0
+    assert len(ids) > 2 * positions
+    for at in range(0, len(ids) - 1, positions):
+        piece = torch.tensor([ids[at : at + positions + 1]])
+        scores = tiny.logits_of(mixture, piece[:, :-1]).double().log_softmax(-1)
+        nats -= float(scores.gather(2, piece[:, 1:, None]).sum())
+    release, paths = tiny_world.release("amy"), {"amy": [str(tmp_path / "amy.jsonl")]}
+    found = evaluate(Question(release, paths, window_tokens=10**9))
+    bits = nats / len(text.encode()) / math.log(2)
+    assert found.bits_per_byte["all"]["amy"] == pytest.approx(bits, rel=1e-4)
+    sources = Sources(paths["amy"])
+    far = attribute(release, sources, window_tokens=10**9)
+    assert far.shapley == attribute(release, sources, window_tokens=positions).shapley
 
 
 @pytest.mark.parametrize(

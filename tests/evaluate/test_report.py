@@ -38,7 +38,6 @@ def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
     }
     return Evaluation(
         release="5f" * 32,
-        routing_mode="context",
         top_k=len(owners) + 1,
         texts=tuple(
             TextFacts(name=text, documents=60, tokens=21_234 + n, bytes=91_011 + n)

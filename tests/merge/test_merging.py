@@ -16,67 +16,90 @@ from transformers import AutoModelForCausalLM
 
 from moiety.bundle import papers, signing
 from moiety.errors import ConfigError, IntegrityError, PolicyError, SignatureError, StateError
-from moiety.family import MATRICES, OLMO2, delta_in, delta_out, weight
-from moiety.merge import admit, exporting, load_release, merge, open_release, verify_release
+from moiety.family import MATRICES, OLMO2, weight
+from moiety.merge import admit, load_release, merge, open_release, verify_release
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def release_arrays(release: Path) -> dict[str, np.ndarray[Any, Any]]:
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for path in sorted(release.glob("*.safetensors")):
-        found |= makers.read_arrays(path)
-    return found
+def release_arrays(release: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    """Every tensor by the file it is in: factors are named alike in every owner's."""
+    return {path.name: makers.read_arrays(path) for path in release.glob("*.safetensors")}
 
 
 def test_every_tensor_is_where_it_belongs(world: World, whole: Path) -> None:
-    """Oracle: the release computed tensor by tensor, in float64 where something is computed."""
+    """Oracle: the release put together tensor by tensor, from anchor and bundles."""
     anchor = makers.read_arrays(world.anchor / "model-00001-of-00002.safetensors")
     anchor |= makers.read_arrays(world.anchor / "model-00002-of-00002.safetensors")
-    expected = {name: a for name, a in anchor.items() if ".mlp." not in name}
     experts = {n: makers.read_arrays(world.bundles[n] / "expert.safetensors") for n in RANKS}
-    for layer in range(2):
-        for matrix in MATRICES:
-            dense = anchor[OLMO2.dense(layer, matrix)]
-            expected[OLMO2.mixed(layer, 0, matrix)] = dense
-            for slot, (name, rank) in enumerate(sorted(RANKS.items()), start=1):
-                held = experts[name]
-                if rank is None:
-                    whole_matrix = held[weight(layer, matrix)]
-                else:
-                    outer, inner = held[delta_out(layer, matrix)], held[delta_in(layer, matrix)]
-                    whole_matrix = dense + outer.astype(np.float64) @ inner.astype(np.float64)
-                expected[OLMO2.mixed(layer, slot, matrix)] = whole_matrix
-        rows = [experts[owner][f"layers.{layer}.router.token"] for owner in sorted(RANKS)]
-        expected[OLMO2.gate(layer)] = np.stack([np.zeros_like(rows[0]), *rows])
+    expected = {"shared.safetensors": {n: a for n, a in anchor.items() if ".mlp." not in n}}
+    places = [(layer, matrix) for layer in range(2) for matrix in MATRICES]
+    expected["expert-anchor.safetensors"] = {
+        OLMO2.mixed(layer, 0, matrix): anchor[OLMO2.dense(layer, matrix)]
+        for layer, matrix in places
+    }
+    for slot, (owner, rank) in enumerate(sorted(RANKS.items()), start=1):
+        expected[f"expert-{owner}.safetensors"] = (
+            {OLMO2.mixed(*at(slot, place)): experts[owner][weight(*place)] for place in places}
+            if rank is None
+            else {n: a for n, a in experts[owner].items() if n != "router.evidence"}
+        )
     tables = [experts[owner]["router.evidence"] for owner in sorted(RANKS)]
-    expected["evidence"] = np.stack([np.zeros_like(tables[0]), *tables])
+    stacked = np.stack([np.zeros_like(tables[0]), *tables])
+    expected["evidence.safetensors"] = {"evidence": stacked}
     found = release_arrays(whole)
     assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
+    for file, arrays in expected.items():
+        assert found[file].keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert found[file][name].tobytes() == array.tobytes(), name
 
 
-def test_full_experts_tables_and_rows_keep_their_very_bits(world: World, whole: Path) -> None:
-    roster = open_release(whole).roster
-    manifest = read_json(world.bundles["cat"] / "manifest.json")
-    cat = roster.experts[3]
-    assert cat.rows.evidence == manifest["tensors"]["router.evidence"]["sha256"]
+def at(slot: int, place: tuple[int, str]) -> tuple[int, int, str]:
+    return place[0], slot, place[1]
+
+
+def test_experts_and_tables_keep_the_very_bits_that_were_signed(world: World, whole: Path) -> None:
+    for slot in open_release(whole).roster.experts[1:]:
+        signed = read_json(world.bundles[slot.name] / "manifest.json")["tensors"]
+        assert slot.evidence == signed.pop("router.evidence")["sha256"]
+        own = {name.replace(f"experts.{slot.slot}.", ""): d for name, d in slot.tensors.items()}
+        assert {name.removeprefix("model."): digest for name, digest in own.items()} == {
+            name: facts["sha256"] for name, facts in signed.items()
+        }
+
+
+def test_factors_keep_their_dtype_where_whole_matrices_are_rounded(
+    half_world: World, tmp_path: Path
+) -> None:
+    merge(half_world.anchor, list(half_world.bundles.values()), tmp_path / "out")
+    roster = verify_release(tmp_path / "out").roster
+    assert [slot.dtype for slot in roster.experts] == ["BF16", "BF16", "F32", "BF16", "F32"]
+    found = release_arrays(tmp_path / "out")
+    for owner, rank in RANKS.items():
+        for name, mine in makers.read_arrays(
+            half_world.bundles[owner] / "expert.safetensors"
+        ).items():
+            if rank is not None and name != "router.evidence":
+                assert found[f"expert-{owner}.safetensors"][name].tobytes() == mine.tobytes()
+    amy = makers.read_arrays(half_world.bundles["amy"] / "expert.safetensors")
     for layer in range(2):
         for matrix in MATRICES:
-            signed = manifest["tensors"][weight(layer, matrix)]["sha256"]
-            assert cat.tensors[OLMO2.mixed(layer, 3, matrix)] == signed
-        assert (
-            cat.rows.token[layer] == manifest["tensors"][f"layers.{layer}.router.token"]["sha256"]
-        )
+            rounded = torch.from_numpy(amy[weight(layer, matrix)]).bfloat16().float().numpy()
+            held = found["expert-amy.safetensors"][OLMO2.mixed(layer, 1, matrix)]
+            assert np.array_equal(held, rounded)
 
 
-def test_the_configuration_says_what_stock_loaders_need(world: World, whole: Path) -> None:
+def test_the_configuration_tells_the_mixture_and_no_stock_loader_takes_it(
+    world: World, whole: Path
+) -> None:
     dense, mixed = read_json(world.anchor / "config.json"), read_json(whole / "config.json")
-    assert mixed["architectures"] == ["FlexOlmoForCausalLM"]
-    assert mixed["model_type"] == "flex_olmo"
+    with pytest.raises(ValueError, match="moiety"):
+        AutoModelForCausalLM.from_pretrained(whole)
+    assert mixed["architectures"] == ["MoietyForCausalLM"]
+    assert mixed["model_type"] == "moiety"
     assert (mixed["num_experts"], mixed["num_experts_per_tok"]) == (5, 3)
     assert mixed["norm_topk_prob"] is mixed["output_router_logits"] is False
     assert mixed["router_aux_loss_coef"] == 0.0
@@ -104,80 +127,28 @@ def test_an_impossible_top_k_is_refused(world: World, tmp_path: Path, asked: int
         merge(world.anchor, [], tmp_path / "out", top_k=asked)
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_the_index_names_every_tensor_of_every_shard(
-    world: World, half_world: World, tmp_path: Path, native: bool
-) -> None:
-    merge(half_world.anchor, list(half_world.bundles.values()), tmp_path / "out", native=native)
-    index = tmp_path / "out" / "model.safetensors.index.json"
-    assert index.exists() != native
-    if native:
-        assert read_json(tmp_path / "out" / "config.json")["model_type"] == "moiety_native"
-        return
-    shards = [
-        p for p in (tmp_path / "out").glob("*.safetensors") if p.name != "evidence.safetensors"
-    ]
-    held = {name: path.name for path in shards for name in makers.read_arrays(path)}
-    sizes = [array.size for path in shards for array in makers.read_arrays(path).values()]
-    found = read_json(index)
-    assert found["weight_map"] == held
-    assert found["metadata"] == {"total_parameters": sum(sizes), "total_size": 2 * sum(sizes)}
-
-
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_transformers_loads_it_without_a_missing_or_unexpected_tensor(
+def test_our_loader_gets_what_the_release_holds(
     world: World, half_world: World, tmp_path: Path, dtype: str
 ) -> None:
     here = world if dtype == "F32" else half_world
     merge(here.anchor, list(here.bundles.values()), tmp_path / "out")
-    model, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True, dtype="auto"
-    )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(model).__name__ == OLMO2.mixture_class
-    assert model.dtype == {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
-
-
-def test_our_loader_gets_what_the_roster_says(world: World, whole: Path) -> None:
-    mixture = load_release(whole, routing="token")
+    mixture, held = load_release(tmp_path / "out"), release_arrays(tmp_path / "out")
+    kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
     assert mixture.names == ["anchor", *sorted(RANKS)]
-    held = release_arrays(whole)
-    assert np.array_equal(mixture.routing.table_SV.numpy(), held["evidence"])
-    for number, layer in enumerate(mixture.backbone.model.layers):
-        assert np.array_equal(layer.mlp.token_rows.numpy(), held[OLMO2.gate(number)])
-
-
-@pytest.mark.parametrize("name", ["anchor", "amy", "bob"])
-@pytest.mark.parametrize("native", [False, True])
-def test_an_export_is_the_dense_model_with_the_experts_matrices(
-    world: World, tmp_path: Path, name: str, native: bool
-) -> None:
-    bundles = [world.bundles[owner] for owner in ("amy", "bob")]
-    merge(world.anchor, bundles, tmp_path / "release", native=native)
-    exporting.export_dense(tmp_path / "release", name, tmp_path / "dense")
-    merge(world.anchor, bundles, tmp_path / "stock")
-    slot = ["anchor", "amy", "bob"].index(name)
-    held = release_arrays(tmp_path / "stock")
-    got = makers.read_arrays(tmp_path / "dense" / "model.safetensors")
-    for layer in range(2):
-        for matrix in MATRICES:
-            mine = got.pop(OLMO2.dense(layer, matrix))
-            assert np.array_equal(mine, held[OLMO2.mixed(layer, slot, matrix)])
-    assert got.keys() == {n for n in held if ".mlp." not in n and n != "evidence"}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "dense", output_loading_info=True, dtype="auto"
+    assert mixture.backbone.dtype == kind
+    assert np.array_equal(
+        mixture.routing.table_SV.numpy(), held["evidence.safetensors"]["evidence"]
     )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(model).__name__ == OLMO2.dense_class
-    if name == "anchor":
-        anchor = AutoModelForCausalLM.from_pretrained(world.anchor, dtype="auto")
-        tokens = torch.arange(10)[None]
-        assert torch.equal(model(tokens).logits, anchor(tokens).logits)
-
-
-def test_an_export_of_nobody_is_refused(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="no expert called 'eve'"):
-        exporting.export_dense(whole, "eve", tmp_path / "out")
+    state = mixture.backbone.state_dict()
+    for name, array in held["shared.safetensors"].items():
+        assert torch.equal(state.pop(name), torch.from_numpy(array).to(kind))
+    for slot, owner in enumerate(mixture.names):
+        for name, array in held[f"expert-{owner}.safetensors"].items():
+            loaded = name.replace(".mlp.", f".mlp.experts.{slot}.") if ".delta_" in name else name
+            loaded = f"model.{loaded}" if ".delta_" in name else loaded
+            assert torch.equal(state.pop(loaded), torch.from_numpy(array).to(kind)), loaded
+    assert not state
 
 
 def test_two_bundles_of_one_owner_are_refused(world: World, tmp_path: Path) -> None:
@@ -286,7 +257,7 @@ def test_importing_the_room_imports_no_torch() -> None:
 def test_a_release_of_the_anchor_alone_holds(world: World, tmp_path: Path) -> None:
     merge(world.anchor, [], tmp_path / "out")
     assert verify_release(tmp_path / "out").names == ["anchor"]
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     anchor = AutoModelForCausalLM.from_pretrained(world.anchor, dtype="auto")
     tokens = torch.arange(10)[None]
-    assert torch.allclose(model(tokens).logits, anchor(tokens).logits, atol=1e-5)
+    ours = load_release(tmp_path / "out").backbone(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(ours, anchor(tokens).logits)

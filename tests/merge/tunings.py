@@ -9,7 +9,7 @@ import numpy as np
 from tests.makers import read_arrays
 
 from moiety.bundle import anchors, orders, papers
-from moiety.family import ENTRY_MAX
+from moiety.family import ENTRY_MAX, EVIDENCE_TABLE
 from moiety.files import digest_bytes
 from moiety.merge import tuned
 
@@ -36,9 +36,9 @@ def write_proxies(
 
 
 def noisy_tables(release: Path, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Tables of a release, all but the anchor's with noise."""
+    """Tables of a release, ``[experts, vocabulary]``, all but the anchor's with noise."""
     rng = np.random.default_rng(seed)
-    tables = read_arrays(release / "evidence.safetensors")["evidence"]
+    tables = read_arrays(release / "evidence.safetensors")[EVIDENCE_TABLE]
     tables[1:] += rng.normal(size=tables[1:].shape).astype(np.float32)
     return tables.clip(-ENTRY_MAX, ENTRY_MAX)
 

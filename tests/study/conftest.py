@@ -16,7 +16,7 @@ from moiety.cli import run
 
 OWNERS = ("amy", "bob")
 METHODS = (
-    *("anchor", "oracle", "moiety", "moiety-token", "removal", "btm-all", "btm-pairs"),
+    *("anchor", "oracle", "moiety", "removal", "btm-all", "btm-pairs"),
     *("prompt-routing", "soup-weighted", "recipe"),
 )
 PLAN = """

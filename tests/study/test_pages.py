@@ -15,7 +15,9 @@ from tests.study.conftest import study
 
 from moiety.evaluate import pages as shared
 from moiety.study import StudyReport, pages
-from moiety.study.charts import spread
+from moiety.study.charts import OURS, spread
+from moiety.study.findings import RIVALS
+from moiety.study.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,10 @@ def shown(report):
         yield owner
         yield shared.show_signed(price.value)
     yield from (pages.show_finding(finding) for finding in report.findings)
+
+
+def test_what_pages_single_out_are_methods_that_there_are():
+    assert {*OURS, *RIVALS} <= set(METHODS)
 
 
 def test_the_page_shows_every_number(done, report):

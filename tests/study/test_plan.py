@@ -31,8 +31,18 @@ BAD = {
     "unknown key of an owner": (GOOD + 'weight = "1"\n', "owners.amy.weight: no such key"),
     "unknown key of the anchor": (GOOD.replace('folder = "anchor"', "size = 3"), "anchor.size"),
     "unknown preset": (GOOD.replace('folder = "anchor"', 'preset = "huge"'), "anchor.preset"),
-    "unknown setting": (GOOD.replace("windows = 2", "window = 2"), "batch.window: no such setting"),
-    "bad setting": (GOOD.replace("windows = 2", "windows = 0"), "batch.windows"),
+    "misspelt key": (GOOD.replace("owner_tokens", "owner_token"), "owner_token: no such key"),
+    "misspelt text": (GOOD.replace('test = "amy', 'tset = "amy'), "owners.amy.tset: no such key"),
+    "text of another kind": (GOOD.replace('"amy-test.jsonl"', "3"), "owners.amy.test: Input"),
+    "unknown setting": (
+        GOOD.replace("windows = 2", "window = 2"),
+        "train.batch.window: no such setting",
+    ),
+    "unknown setting of the anchor": (
+        GOOD.replace("[train.batch]", "[anchor.train]\nspeed = 1\n[train.batch]"),
+        "anchor.train.speed: no such setting",
+    ),
+    "bad setting": (GOOD.replace("windows = 2", "windows = 0"), "train.batch.windows: Input"),
     "unknown method": ('methods = ["magic"]\n' + GOOD, "no such method: magic"),
     "no method": ("methods = []\n" + GOOD, "methods"),
     "method twice": ('methods = ["anchor", "anchor"]\n' + GOOD, "named twice"),
@@ -57,6 +67,21 @@ def test_a_bad_plan_is_refused_and_the_fault_is_told(tmp_path, text, fault):
         read(tmp_path, text)
     assert fault in str(caught.value)
     assert caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("colour = 1\n" + GOOD, "a study has: anchor, btx_tokens, data,"),
+        (GOOD + "weight = 1\n", "a text has: sources, test, train, valid"),
+        (GOOD.replace("folder", "fold"), "an anchor has: folder, preset, seed, tokens, train"),
+    ],
+)
+def test_the_keys_there_are_in_that_table_are_told(tmp_path, text, keys):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert caught.value.remedy.startswith(keys)
+    assert caught.value.where == str(tmp_path / "study.toml")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"\0" * 99, b"a = [" * 2000, b"seeds = 1e999"])

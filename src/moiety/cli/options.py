@@ -14,7 +14,9 @@ ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The rele
 TextField = Annotated[str, typer.Option(help="Field that holds the text (JSONL, Parquet).")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines; do not stop.")]
 
-WindowTokens = Annotated[int, typer.Option(help="Longest context scored with.")]
+WindowTokens = Annotated[
+    int, typer.Option(help="Longest context scored with; at most the model's positions.")
+]
 
 Tokens = Annotated[
     int | None, typer.Option(help="Training tokens, public ones included; default: as pays.")

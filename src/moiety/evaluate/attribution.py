@@ -127,7 +127,7 @@ def attribute(
     if not owners:
         raise ConfigError("a release without owners owes nobody anything", where=release)
     with TemporaryDirectory() as scratch:
-        text = pack_documents(release, sources, Path(scratch) / "text", window_tokens)
+        text = pack_documents(release, mixture, sources, Path(scratch) / "text", window_tokens)
         scorer = _Scorer(mixture, text, max_tokens, seed, watch)
         share_N, error = scorer.routing(), None
         if len(owners) <= EXACT_OWNERS:

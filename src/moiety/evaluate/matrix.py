@@ -66,6 +66,7 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         texts = {
             name: pack_documents(
                 question.release,
+                mixture,
                 Sources(paths, text_field=question.text_field, skip_bad=question.skip_bad),
                 Path(scratch) / str(number),
                 question.window_tokens,
@@ -119,14 +120,21 @@ def check_tokens(max_tokens: int) -> None:
         raise ConfigError(f"{max_tokens} tokens of a text", where="max_tokens", remedy="at least 1")
 
 
-def pack_documents(release: Path, sources: Sources, folder: Path, window_tokens: int) -> PackedText:
-    """Text as a release's tokenizer sees it, no two documents in one window."""
+def pack_documents(
+    release: Path, mixture: Mixture, sources: Sources, folder: Path, window_tokens: int
+) -> PackedText:
+    """Text as a release's tokenizer sees it, no two documents in one window.
+
+    A window is no longer than the model has positions: what lies beyond them it never learned, and
+    windows that no document fills cost time and say nothing.
+    """
     tokenizer, separator = load_tokenizer(release)
+    positions: int = mixture.backbone.config.max_position_embeddings
     return pack_text(
         sources.documents(Skipped()),
         tokenizer,
         folder,
-        window_tokens=window_tokens,
+        window_tokens=min(window_tokens, positions),
         separator=separator,
         align=True,
     )

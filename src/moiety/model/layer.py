@@ -4,9 +4,9 @@ Legend: B request, T position, N token (B x T), D width, V vocabulary, E expert 
 pass, S slot of the roster, K chosen, L layer.
 
 Expert 0 is the anchor's own block. A mask acts on the logits, before softmax and top-k. Where the
-whole batch shares a mask the allowed tables are *selected*, so that the arithmetic is bitwise that
-of a model which never had the others; where masks differ inside a batch a forbidden logit is minus
-infinity, and a forbidden expert is never run, whatever its weights hold.
+whole batch shares a mask the allowed experts' evidence is *selected*, so that the arithmetic is
+bitwise that of a model which never had the others; where masks differ inside a batch a forbidden
+logit is minus infinity, and a forbidden expert is never run, whatever its weights hold.
 
 The tokens' evidence decides once for all layers, before the first of them runs.
 

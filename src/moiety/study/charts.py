@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFo
 from moiety.evaluate import figures
 from moiety.study.paper import StudyReport, StudyRow
 
-OURS = ("moiety", "moiety-token")
+OURS = ("moiety", "moiety-plain")
 ALONE = ("dense-ff", "dense-whole")
 """One owner's model: far off on the others' text, so left out where means are compared."""
 

@@ -74,7 +74,7 @@ def _open(study: Study, seed: int, group: str) -> Any:
             folder = study.trained(seed, kind) / group.removeprefix(f"{kind}-")
             return load_dense(folder, device=device)
     if group == "moiety-plain":
-        return load_joint(study.plain(seed), device_of(study))
+        return load_joint(study.plain(seed), device)
     if group == "btx" or group.startswith("joint-"):
         return load_joint(study.trained(seed, group), device)
     folder = study.trained(seed, "dense-ff" if group == "no-coordination" else group)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -189,10 +189,22 @@ def read_plan(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the study: {error}", where=path) from error
     plan = Plan(_parse(values, path), path.parent)
-    # Said now, not after the anchor's training.
-    _ = plan.config
-    TrainConfig().resolve(None, plan.anchor_assignments)
+    _check_settings(plan, path)
     return plan
+
+
+def _check_settings(plan: Plan, path: Path) -> None:
+    """Said now, not after the anchor's training, and by the keys that the file has."""
+    tables = {
+        "train": _assignments(plan.paper.train),
+        "anchor.train": plan.anchor_assignments,
+    }
+    for table, assignments in tables.items():
+        try:
+            TrainConfig().resolve(None, assignments)
+        except ConfigError as error:
+            message = f"{table}.{error.message}"
+            raise ConfigError(message, where=path, remedy=error.remedy) from error
 
 
 def check_texts(plan: Plan) -> None:
@@ -215,12 +227,14 @@ def _parse(values: Mapping[str, Any], where: str | Path) -> StudyPlan:
     try:
         paper = StudyPlan.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        fault = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
-        keys = ", ".join(sorted(StudyPlan.model_fields))
+        faults = error.errors()
+        # A misspelt key is missing, too: what was written is told before what was not.
+        unknown_keys = [one for one in faults if one["type"] == "extra_forbidden"]
+        first = (unknown_keys or faults)[0]
+        key = ".".join(map(str, _place(values, first["loc"])))
+        fault = "no such key" if unknown_keys else first["msg"]
         raise ConfigError(
-            f"{key}: {fault}" if key else fault, where=where, remedy=f"a study has: {keys}"
+            f"{key}: {fault}" if key else fault, where=where, remedy=_keys_beside(first["loc"])
         ) from error
     unknown = [method for method in paper.methods if method not in METHODS]
     if unknown:
@@ -230,6 +244,28 @@ def _parse(values: Mapping[str, Any], where: str | Path) -> StudyPlan:
             remedy=f"there are: {', '.join(METHODS)}",
         )
     return paper
+
+
+def _place(values: Any, loc: Sequence[int | str]) -> Iterator[int | str]:
+    """The place in the file, without what pydantic adds where a value may be of several kinds."""
+    for part in loc:
+        if isinstance(values, Mapping):
+            values = values.get(str(part))
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part]
+        else:
+            return
+        yield part
+
+
+def _keys_beside(loc: Sequence[int | str]) -> str:
+    """Which keys there are in the table of a place."""
+    name, table = "a study", StudyPlan.model_fields
+    if len(loc) > 1 and loc[0] == "anchor":
+        name, table = "an anchor", AnchorPlan.model_fields
+    elif len(loc) > 1 and loc[0] in (PUBLIC, "owners"):
+        name, table = "a text", TextPlan.model_fields
+    return f"{name} has: {', '.join(sorted(table))}"
 
 
 def _assignments(table: Mapping[str, Any], prefix: str = "") -> list[str]:

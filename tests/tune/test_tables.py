@@ -1,4 +1,4 @@
-"""What is tuned: tables and rows, all but the anchor's, by the true gradient, and nothing else."""
+"""What is tuned: owners' tables, never the anchor's, by the true gradient, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,23 +7,12 @@ import torch
 from tests.tune.worlds import config
 
 from moiety.bundle import orders
-from moiety.family import EVIDENCE_TABLE
 from moiety.merge import load_release
 from moiety.model import Borders
 from moiety.train import jobs
-from moiety.tune.rows import (
-    TunableRows,
-    TunableTables,
-    held_arrays,
-    heldout_bits,
-    tune,
-    tuning_job,
-)
 from moiety.tune.sample import open_sample
+from moiety.tune.tables import TunableTables, heldout_bits, tune, tuning_job
 from moiety.tune.texts import PUBLIC, StepWindows, pack_texts
-
-KINDS = {"evidence": TunableTables, "token": TunableRows}
-MODES = {"evidence": "context", "token": "token"}
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +42,29 @@ def loss_by_hand(mixture, batch):
     return torch.stack(nats).mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_that_of_the_mixtures_loss(mixture, texts, kind):
+def test_the_gradient_is_that_of_the_mixtures_loss(mixture, texts):
     """Against differences of a loss computed by hand; top-k is all, or the loss has steps."""
     mixture.routing.top_k = 3
-    tunable = KINDS[kind](mixture)
-    with mixture.routing.using(mixture.routing.slots, mode=MODES[kind]):
-        job = tuning_job(mixture, tunable, texts, config(), 1)
-        (loss,) = job.losses(0)
-        loss.backward()
-        (batch,) = StepWindows(texts.train, config()).passes(0, torch.device("cpu"))
-        assert loss_by_hand(mixture, batch).item() == pytest.approx(loss.item(), rel=1e-5)
-        for change in tunable.corrections.values():
-            for place in (0, 3), (1, 0), (1, -1):
-                at = place[: change.dim()]
-                ends = []
-                for sign in (1, -1):
-                    with torch.no_grad():
-                        change[at] = sign * 1e-2
-                        tunable.place()
-                    ends.append(loss_by_hand(mixture, batch))
-                    with torch.no_grad():
-                        change[at] = 0.0
-                slope = float(ends[0] - ends[1]) / 2e-2
-                assert slope == pytest.approx(float(change.grad[at]), rel=0.02, abs=2e-5)
-                assert slope != 0
+    tables = TunableTables(mixture)
+    job = tuning_job(mixture, tables, texts, config(), 1)
+    (loss,) = job.losses(0)
+    loss.backward()
+    (batch,) = StepWindows(texts.train, config()).passes(0, torch.device("cpu"))
+    assert loss_by_hand(mixture, batch).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert list(tables.corrections) == ["evidence.scale", "evidence.offset"]
+    for change in tables.corrections.values():
+        for owner in range(2):
+            ends = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    change[owner] = sign * 1e-2
+                    tables.place()
+                ends.append(loss_by_hand(mixture, batch))
+                with torch.no_grad():
+                    change[owner] = 0.0
+            slope = float(ends[0] - ends[1]) / 2e-2
+            assert slope == pytest.approx(float(change.grad[owner]), rel=0.02, abs=2e-5)
+            assert slope != 0
 
 
 def test_a_table_is_scaled_moved_and_bounded(tune_world):
@@ -101,50 +88,39 @@ def test_a_table_is_scaled_moved_and_bounded(tune_world):
     assert 0 < bounded < len(own[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_begins_at_those_of_the_bundles_exactly(tune_world, kind):
+def test_it_begins_at_those_of_the_bundles_exactly(tune_world):
     mixture = load_release(tune_world.release)
-    before = held_arrays(mixture)
-    KINDS[kind](mixture).place()
-    for name, held in held_arrays(mixture).items():
-        assert (held == before[name]).all()
-        assert not held[0].any()
-    assert len(before) == 1 + len(mixture.backbone.model.layers)
+    before = mixture.routing.table_SV.clone()
+    TunableTables(mixture).place()
+    assert torch.equal(mixture.routing.table_SV, before)
+    assert not before[0].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_this_kind_changes_and_never_the_anchors(tune_world, texts, tmp_path, kind):
+def test_only_owners_tables_change(tune_world, texts, tmp_path):
     mixture = load_release(tune_world.release)
-    frozen = jobs.frozen_digest(mixture.backbone)
-    own = held_arrays(mixture)
+    frozen, own = jobs.frozen_digest(mixture.backbone), mixture.routing.table_SV.clone()
     settings = config("optim.learning_rate=0.05")
     before, after = tune(
-        mixture, KINDS[kind](mixture), texts, settings, 12, tmp_path, resume=False, quiet=True
+        mixture, TunableTables(mixture), texts, settings, 12, tmp_path, resume=False, quiet=True
     )
     assert after < before
     assert jobs.frozen_digest(mixture.backbone) == frozen
     assert all(not parameter.requires_grad for parameter in mixture.backbone.parameters())
-    for name, tuned in held_arrays(mixture).items():
-        if (name == EVIDENCE_TABLE) == (kind == "evidence"):
-            assert not tuned[0].any()
-            assert (tuned[1:] != own[name][1:]).any(axis=1).all()
-        else:
-            assert (tuned == own[name]).all()
-    with mixture.routing.using(mixture.routing.slots, mode=MODES[kind]):
-        assert heldout_bits(mixture, texts, config()) == pytest.approx(after, abs=1e-9)
+    tuned = mixture.routing.table_SV
+    assert not tuned[0].any()
+    assert (tuned[1:] != own[1:]).any(dim=1).all()
+    assert heldout_bits(mixture, texts, config()) == pytest.approx(after, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_where_nothing_is_won_all_stays_as_it_was(tune_world, texts, tmp_path, kind):
+def test_where_nothing_is_won_all_stays_as_it_was(tune_world, texts, tmp_path):
     mixture = load_release(tune_world.release)
-    own = held_arrays(mixture)
+    own = mixture.routing.table_SV.clone()
     timid = config("optim.learning_rate=1e-12")
     before, after = tune(
-        mixture, KINDS[kind](mixture), texts, timid, 3, tmp_path, resume=False, quiet=True
+        mixture, TunableTables(mixture), texts, timid, 3, tmp_path, resume=False, quiet=True
     )
     assert before == after
-    for name, held in held_arrays(mixture).items():
-        assert held.tobytes() == own[name].tobytes()
+    assert mixture.routing.table_SV.numpy().tobytes() == own.numpy().tobytes()
 
 
 def test_half_of_a_step_is_public_and_owners_come_in_turn(texts):
