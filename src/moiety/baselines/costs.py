@@ -146,7 +146,8 @@ def mixture_cost(
 def release_cost(sizes: Sizes, *, experts: int, top_k: int, before: Sequence[Cost] = ()) -> Cost:
     """``top_k`` of ``experts`` on every token, chosen by tables of evidence, one an expert.
 
-    Forward L (a + p + k f) + h; the tables' E V numbers count as parameters.
+    Forward L (a + p + k f) + h; the tables' E V numbers count as parameters. Of whole experts:
+    low-rank ones are smaller, and cost their factors beside the anchor's block.
     """
     parameters = sizes.parameters(experts) + experts * sizes.vocab
     training = sum(cost.training_flops for cost in before)

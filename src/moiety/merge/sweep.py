@@ -104,8 +104,8 @@ def choose_top_k(trials: Sequence[Trial]) -> int:
 def flops_per_token(paper: papers.AnchorPaper, top_k: int) -> int:
     """Two for each weight a token meets: attention, head and ``top_k`` blocks.
 
-    Looking a token up costs nothing, nor does its evidence; attention's own products, which grow
-    with the text, are left out.
+    Looking a token up costs nothing, nor does its evidence. Left out are attention's own products,
+    which grow with the text, and the factors that a low-rank expert adds to the anchor's block.
     """
     outside = sum(
         tensor.shape[0] * tensor.shape[1]
