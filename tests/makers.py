@@ -184,7 +184,7 @@ def _config(layers: int, width: int, hidden: int, vocab: int, dtype: str) -> dic
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
         "tie_word_embeddings": False,
         "use_cache": True,
         "bos_token_id": 0,

@@ -37,7 +37,7 @@ from moiety.train.texts import Texts, prepare_texts
 from tests import makers
 
 LAYERS, WIDTH, HIDDEN, VOCAB = 2, 32, 48, 320
-RANKS = {"amy": None, "bob": 3, "cat": None}
+RANKS: dict[str, int | None] = {"amy": None, "bob": 3, "cat": None}
 PROMPTS = ["ba ba deke", "mo", "lito ba nusa ba mo rarara"]
 
 
@@ -74,27 +74,33 @@ def text_ending_without_a_target(folder: Path) -> PackedText:
     return text
 
 
-def make_checkpoint(folder: Path, *, max_shard_size: str = "50GB") -> Path:
-    """A random OLMo 2 checkpoint as ``transformers`` writes it, with a byte-level tokenizer."""
+def make_checkpoint(folder: Path, *, max_shard_size: str = "50GB", **shape: Any) -> Path:
+    """A random OLMo 2 checkpoint as ``transformers`` writes it, with a byte-level tokenizer.
+
+    ``shape`` changes what the configuration says.
+    """
     tokenizer = train_tokenizer((text for seed in (0, 1) for text in language(seed, 40)), VOCAB)
     assert tokenizer.get_vocab_size() == VOCAB
-    shape = Olmo2Config(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-    )
+    usual = {
+        "vocab_size": VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        "tie_word_embeddings": False,
+        "dtype": torch.float32,
+    }
+    config = Olmo2Config(**(usual | shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Olmo2ForCausalLM(shape).save_pretrained(folder, max_shard_size=max_shard_size)
+        backbone = Olmo2ForCausalLM(config).to(config.dtype)
+        backbone.save_pretrained(folder, max_shard_size=max_shard_size)
     names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names
@@ -103,10 +109,10 @@ def make_checkpoint(folder: Path, *, max_shard_size: str = "50GB") -> Path:
     return folder
 
 
-def make_anchor(folder: Path) -> Path:
+def make_anchor(folder: Path, **shape: Any) -> Path:
     """``folder/anchor``: the random checkpoint, imported with a public sample."""
     public = write_text(folder / "public.jsonl", seed=0)
-    make_checkpoint(folder / "checkpoint")
+    make_checkpoint(folder / "checkpoint", **shape)
     import_anchor(str(folder / "checkpoint"), Sources([str(public)]), folder / "anchor")
     return folder / "anchor"
 
@@ -169,7 +175,7 @@ class World:
         if owner == "anchor":
             return base
         held = load_file(self.bundles[owner] / "expert.safetensors")
-        if RANKS[owner] is None:
+        if family.weight(0, "gate_proj") in held:
             return {place: held[family.weight(*place)] for place in places}
         return {
             place: base[place] + held[family.delta_out(*place)] @ held[family.delta_in(*place)]
@@ -183,12 +189,12 @@ class World:
         return load_file(self.bundles[owner] / "expert.safetensors")[family.EVIDENCE]
 
 
-def make_world(folder: Path) -> World:
-    """An anchor and one bundle of every owner in ``RANKS``."""
-    anchor = make_anchor(folder)
+def make_world(folder: Path, ranks: dict[str, int | None] = RANKS, **shape: Any) -> World:
+    """An anchor and one bundle of every owner in ``ranks``."""
+    anchor = make_anchor(folder, **shape)
     bundles = {
         owner: make_bundle(folder, anchor, owner, expert_arrays(anchor, rank, seed))
-        for seed, (owner, rank) in enumerate(RANKS.items(), start=1)
+        for seed, (owner, rank) in enumerate(ranks.items(), start=1)
     }
     return World(folder, anchor, bundles)
 

@@ -48,6 +48,9 @@ def refusals(house, tmp_path):
         "exists already": ["merge", house / "anchor", amy, "--out", rel],
         "two bundles of amy": ["merge", house / "anchor", amy, amy, "--out", tmp_path / "x"],
         "no expert called 'eve'": ["export", rel, "--dense", "eve", "--out", tmp_path / "x"],
+        "--experts and --dense exclude": [
+            *("export", rel, "--experts", "amy", "--dense", "amy", "--out", tmp_path / "x"),
+        ],
         "exclude each other": [
             "generate",
             rel,
@@ -174,6 +177,8 @@ def test_json_is_the_last_line_of_every_command_that_offers_it(moiety, house, tm
         assert said.out.count("\n{") == 1, "one JSON line"
     assert out["merge"]["experts"] == ["anchor", "amy"]
     assert out["admit"]["experts"] == ["anchor", "amy", "bob"]
+    assert out["plain"]["experts"] == ["anchor", "bob"]
+    assert out["dense"]["expert"] == "bob"
     assert out["withdraw"]["experts"] == ["anchor", "bob"]
     assert out["withdraw"]["roster_before"] == out["admit"]["digest"]
     assert out["receipt"]["roster_after"] == out["withdraw"]["roster_after"]

@@ -17,6 +17,7 @@ from moiety.bundle import papers
 from moiety.bundle.papers import Envelope
 from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
+from moiety.merge.exporting import ExportPaper
 from moiety.merge.roster import Roster
 from moiety.study.paper import StudyReport
 from moiety.study.plan import StudyPlan
@@ -33,6 +34,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "The receipt inside": papers.Receipt,
     "proxies.json": papers.Proxies,
     "roster.json": Roster,
+    "export.json": ExportPaper,
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,
     "report.json": Evaluation,

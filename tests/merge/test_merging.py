@@ -103,8 +103,8 @@ def test_the_configuration_tells_the_mixture_and_no_stock_loader_takes_it(
     assert (mixed["num_experts"], mixed["num_experts_per_tok"]) == (5, 3)
     assert mixed["norm_topk_prob"] is mixed["output_router_logits"] is False
     assert mixed["router_aux_loss_coef"] == 0.0
-    assert mixed["rope_theta"] == 10000.0
-    assert mixed["rope_parameters"] == {"rope_theta": 10000.0, "rope_type": "default"}
+    assert mixed["rope_theta"] == 1000000.0
+    assert mixed["rope_parameters"] == {"rope_theta": 1000000.0, "rope_type": "default"}
     assert mixed["dtype"] == mixed["torch_dtype"] == "float32"
     kept = dense.keys() - {"architectures", "model_type"}
     assert {key: mixed[key] for key in kept} == {key: dense[key] for key in kept}

@@ -14,6 +14,8 @@ import torch
 from tests import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, FlexOlmoForCausalLM, Olmo2ForCausalLM
 
+from moiety.merge import load_release
+
 ANCHOR = ("data.window_tokens=32", "batch.windows=4", "budget.tokens=2560", "compute.compile=off")
 OWNER = (*ANCHOR, "budget.final_tokens=512", "budget.judge_every=5", "budget.judge_tokens=256")
 
@@ -142,3 +144,10 @@ def exported(house: House) -> None:
     ids = tokenizer("ba ba", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert torch.isfinite(model.eval()(input_ids=ids).logits).all()
+    house.moiety("export", "release", "--out", "plain")
+    plain = AutoModelForCausalLM.from_pretrained(house.folder / "plain").eval()
+    ours = load_release(house.folder / "release")
+    with torch.inference_mode():
+        found = plain(input_ids=ids).logits
+        expected = ours.backbone(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

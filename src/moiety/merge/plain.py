@@ -336,5 +336,6 @@ def _drift(frame: Frame, frequencies: list[float], shares: list[float]) -> float
     """The largest error of the mean's divisor, as a share of it, over positions near and far."""
     distance_P = np.unique(np.geomspace(1, frame.positions, 4096).astype(np.int64))
     turned_P = np.cos(np.multiply.outer(distance_P, frequencies)) @ shares
-    sink_P = np.exp(math.log(SINK) * turned_P)
+    with np.errstate(over="ignore"):
+        sink_P = np.exp(math.log(SINK) * turned_P)
     return float(np.max(np.abs(sink_P - SINK) / (distance_P + SINK)))
