@@ -1,4 +1,4 @@
-"""Law 1: our mixture is a naive loop over positions; the plain checkpoint is its other half."""
+"""Law 1: our mixture is a naive loop over positions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ TOP_KS = [1, 2, None]
 def test_routing_equals_a_naive_loop_over_positions(tiny_world, top_k):
     tokens = tiny.random_tokens(2, 13)
     expected = naive_logits(tiny_world, tokens, [[0] * 13] * 2, top_k)
-    for native in (False, True):
-        ours = tiny_world.load(*OWNERS, top_k=top_k, native=native)
-        torch.testing.assert_close(tiny.logits_of(ours, tokens), expected, rtol=1e-5, atol=1e-5)
+    ours = tiny_world.load(*OWNERS, top_k=top_k)
+    torch.testing.assert_close(tiny.logits_of(ours, tokens), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("top_k", [2, None])
