@@ -136,6 +136,7 @@ def test_no_folder_is_refused(tmp_path: Path) -> None:
 
 PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tokens": lambda probe: probe.pop("tokens"),
+    "something else too": lambda probe: probe.update(more=probe["tokens"]),
     "broken tokens": lambda probe: probe.update({"tokens": np.ones((4, 12), np.float32)}),
     "tokens in one line": lambda probe: probe.update({"tokens": np.ones(48, np.int32)}),
     "tokens of no window": lambda probe: probe.update({"tokens": np.ones((0, 12), np.int32)}),

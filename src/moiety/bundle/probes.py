@@ -40,8 +40,10 @@ def open_probe(path: Path, paper: AnchorPaper) -> TensorFile:
 
 
 def _check_tokens(probe: TensorFile, vocabulary: int) -> None:
-    span = probe.spans.get(TOKENS)
-    if span is None or span.dtype != "I32" or len(span.shape) != 2 or min(span.shape) < 1:
+    if set(probe.spans) != {TOKENS}:
+        raise FormatError("not tokens and nothing else", where=probe.path)
+    span = probe.spans[TOKENS]
+    if span.dtype != "I32" or len(span.shape) != 2 or min(span.shape) < 1:
         raise FormatError("no tokens", where=probe.path)
     if span.shape[0] * span.shape[1] > TOKENS_MAX:
         raise FormatError("too many tokens", where=probe.path)
