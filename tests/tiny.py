@@ -164,6 +164,12 @@ class World:
             for place in places
         }
 
+    def row(self, owner: str, layer: int) -> Tensor:
+        """An owner's token row, or the anchor's zeros."""
+        if owner == "anchor":
+            return torch.zeros(WIDTH)
+        return load_file(self.bundles[owner] / "expert.safetensors")[family.token_row(layer)]
+
     def table(self, owner: str) -> Tensor:
         """An owner's table of evidence, or the anchor's zeros."""
         if owner == "anchor":
