@@ -13,6 +13,7 @@ import pytest
 from tests import makers
 from tests.merge.tunings import tune, write_proxies
 from tests.merge.worlds import World, assert_same_tree, tree
+from tools import bench_merge
 
 from moiety.bundle import papers
 from moiety.errors import ConfigError, FormatError, IntegrityError, PolicyError, StateError
@@ -196,6 +197,15 @@ def test_float16_is_refused(tmp_path: Path) -> None:
     merge(anchor, [], tmp_path / "release")
     with pytest.raises(ConfigError, match="F16 has too small a range"):
         exporting.export_plain(tmp_path / "release", tmp_path / "plain")
+
+
+def test_an_anchor_of_other_tensors_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    # A checkpoint without norms, as the benchmark makes them.
+    anchor = bench_merge.make_big_anchor(tmp_path / "anchor", bench_merge.sizes_for(0.001, "BF16"))
+    merge(anchor, [], tmp_path / "release")
+    with pytest.raises(FormatError, match="not a tensor of a plain OLMo 2"):
+        exporting.export_plain(tmp_path / "release", tmp_path / "plain")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anchor", "release"]
 
 
 CONFIG = {
