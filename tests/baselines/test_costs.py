@@ -151,15 +151,18 @@ def test_a_pair_of_the_recipe_costs_what_the_counter_counts(how):
     assert cost.training_flops == counted(pair, backward=True)
 
 
+@pytest.mark.parametrize("part", ["whole", "experts"])
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (3, 3)])
-def test_a_mixture_costs_what_the_counter_counts(experts, top_k):
+def test_a_mixture_costs_what_the_counter_counts(experts, top_k, part):
     config = shape(FlexOlmoConfig, num_experts=experts, num_experts_per_tok=top_k)
     model = FlexOlmoForCausalLM(config)
     model.set_experts_implementation("eager")
     sizes = Sizes.of(config, WINDOW)
-    cost = costs.mixture_cost(sizes, experts=experts, top_k=top_k, tokens=TOKENS)
+    cost = costs.mixture_cost(sizes, experts=experts, top_k=top_k, tokens=TOKENS, part=part)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.inference_flops_per_token * TOKENS == counted(model, backward=False)
+    if part == "experts":
+        only_blocks(model)
     assert cost.training_flops == counted(model, backward=True)
 
 

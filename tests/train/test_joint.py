@@ -184,6 +184,22 @@ def test_everything_is_trained_the_router_too(village, tmp_path, top_k):
     assert torch.equal(logits(model, tokens), logits(stock, tokens))
 
 
+def test_experts_and_router_alone_leave_the_rest_as_it_was(village, tmp_path):
+    made = train_joint(
+        village.anchor,
+        village.texts,
+        village.heldout,
+        tmp_path / "joint",
+        top_k=2,
+        config=tiny.settings(),
+        part="experts",
+        quiet=True,
+    )
+    before, after = copies(village.anchor, 3, 2).state_dict(), load_joint(made.folder).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if ".mlp." in name}
+
+
 def test_training_together_helps_every_text(village, packed, tmp_path):
     made = train_joint(
         village.anchor,

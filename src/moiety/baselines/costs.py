@@ -130,16 +130,27 @@ def pair_cost(sizes: Sizes, tokens: int, *, rows: int = 0) -> Cost:
 
 
 def mixture_cost(
-    sizes: Sizes, *, experts: int, top_k: int, tokens: int = 0, before: Sequence[Cost] = ()
+    sizes: Sizes,
+    *,
+    experts: int,
+    top_k: int,
+    tokens: int = 0,
+    part: Literal["experts", "whole"] = "whole",
+    before: Sequence[Cost] = (),
 ) -> Cost:
-    """``top_k`` of ``experts`` run on every token; trained whole on ``tokens``, if at all.
+    """``top_k`` of ``experts`` run on every token; ``part`` is trained on ``tokens``, if at all.
 
-    Forward L (a + p + k f + 2 E D) + h; training three times that a token. ``before`` are the
-    models it was made of: their training is added. So BTX is ``before=dense models`` and ``tokens``
-    of public text, a joint mixture ``tokens`` alone, an exported release ``before=pairs``.
+    Forward L (a + p + k f + 2 E D) + h; training three times that a token, or, of experts and
+    router alone, as much as ``dense_cost`` says of blocks, k of them. ``before`` are the models it
+    was made of: their training is added. So BTX is ``before=dense models`` and ``tokens`` of public
+    text, a joint mixture ``tokens`` alone, an exported release ``before=pairs``.
     """
-    forward = sizes.forward(min(top_k, experts), rows=experts)
-    training = 3 * forward * tokens + sum(cost.training_flops for cost in before)
+    run = min(top_k, experts)
+    forward = sizes.forward(run, rows=experts)
+    backward = 2 * forward
+    if part == "experts":
+        backward = _backward_of_blocks(sizes, trained=run, frozen=0, rows=experts)
+    training = (forward + backward) * tokens + sum(cost.training_flops for cost in before)
     return Cost(training, forward, sizes.parameters(experts, rows=experts))
 
 
@@ -192,9 +203,10 @@ def weighted_soup_cost(costs: Sequence[Cost], *, prompt_tokens: int, window_toke
     return Cost(routed.training_flops, flops, routed.parameters)
 
 
-def _backward_of_blocks(sizes: Sizes, *, frozen: int, rows: int) -> int:
-    """Backward FLOPs a token when one block in each layer is trained, beside frozen ones."""
+def _backward_of_blocks(sizes: Sizes, *, trained: int = 1, frozen: int, rows: int) -> int:
+    """Backward FLOPs a token when so many blocks of each layer are trained, beside frozen ones."""
     row = 2 * rows * sizes.width
-    upper = sizes.attention + 2 * sizes.products + (2 + frozen) * sizes.block + 2 * row
-    first = sizes.block * 4 // 3 + row
+    blocks = (2 * trained + frozen) * sizes.block
+    upper = sizes.attention + 2 * sizes.products + blocks + 2 * row
+    first = trained * sizes.block * 4 // 3 + row
     return sizes.head + (sizes.layers - 1) * upper + first

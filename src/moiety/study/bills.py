@@ -54,7 +54,7 @@ class Bills:
             return mixture(top_k=plan.merged_top_k, before=blocks)
         if method.startswith("joint"):
             seen = baselines.read_trained(self.study.trained(seed, method)).tokens_seen
-            return mixture(top_k=plan.trained_top_k, tokens=seen)
+            return mixture(top_k=plan.trained_top_k, tokens=seen, part=joint_part(method))
         if method == "btx":
             seen = baselines.read_trained(self.study.trained(seed, method)).tokens_seen
             return mixture(top_k=plan.trained_top_k, tokens=seen, before=self._dense(seed, DENSE))
@@ -117,8 +117,13 @@ def pair_costs(study: Study, seed: int) -> list[costs.Cost]:
     return [costs.pair_cost(sizes, tokens) for tokens in seen]
 
 
-def joint_tokens(study: Study, flops: int) -> int:
-    """Tokens that a mixture can be trained on, whole, for so many FLOPs."""
+def joint_part(name: str) -> baselines.JointPart:
+    """What a joint way of this name trains."""
+    return "experts" if name == "joint-experts" else "whole"
+
+
+def joint_tokens(study: Study, flops: int, part: baselines.JointPart) -> int:
+    """Tokens that a mixture, or this part of it, can be trained on for so many FLOPs."""
     experts, top_k = len(study.plan.owners) + 1, study.plan.trained_top_k
-    one = costs.mixture_cost(sizes_of(study), experts=experts, top_k=top_k, tokens=1)
+    one = costs.mixture_cost(sizes_of(study), experts=experts, top_k=top_k, tokens=1, part=part)
     return max(1, flops // one.training_flops)

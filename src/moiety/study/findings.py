@@ -18,6 +18,7 @@ RIVALS = {
     "btm-all": "the mixture of the dense models' predictions",
     "btm-pairs": "the mixture of the pairs' predictions",
     "joint-1x": "joint training at equal FLOPs",
+    "joint-experts": "joint training of experts and router alone at equal FLOPs",
     "recipe": "the reference recipe",
 }
 """Rows that the release is set against in the summary."""

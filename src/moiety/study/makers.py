@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moiety.bundle import anchors, pack, signing
 from moiety.merge import exporting, merge
-from moiety.study.bills import joint_tokens, pair_costs
+from moiety.study.bills import joint_part, joint_tokens, pair_costs
 from moiety.study.methods import DENSE
 from moiety.study.places import Study, choose_documents
 from moiety.study.plan import PUBLIC
@@ -139,7 +139,7 @@ def train_btx(study: Study, seed: int) -> None:
 
 def train_joint(study: Study, seed: int, name: str, times: int) -> None:
     """A mixture trained on everybody's text at so many times the owners' training FLOPs."""
-    texts = study.plan.texts
+    texts, part = study.plan.texts, joint_part(name)
     flops = times * sum(pair.training_flops for pair in pair_costs(study, seed))
     baselines.train_joint(
         study.anchor,
@@ -147,7 +147,8 @@ def train_joint(study: Study, seed: int, name: str, times: int) -> None:
         {text: study.sources(text, "valid") for text in texts},
         study.trained(seed, name),
         top_k=study.plan.trained_top_k,
-        config=_budget(study, seed, joint_tokens(study, flops)),
+        config=_budget(study, seed, joint_tokens(study, flops, part)),
+        part=part,
         resume=True,
         quiet=True,
     )

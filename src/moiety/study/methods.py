@@ -40,6 +40,7 @@ METHODS = {
     "btx": "blocks of the dense models as experts, the rest averaged, then trained on public text",
     "joint-1x": "a mixture trained on everybody's text at once, at the owners' training FLOPs",
     "joint-2x": "the same at twice the training FLOPs",
+    "joint-experts": "as joint-1x, only experts and router trained: what secrecy alone costs",
     "recipe": "the reference recipe: own text alone, rows from domain means, a bias",
     "recipe-no-bias": "the reference recipe without the bias",
     "recipe-random-rows": "the reference recipe with rows that start at random",

@@ -138,7 +138,7 @@ def _baselines(study: Study, seed: int, runs: tuple[str, ...]) -> Iterator[Piece
             yield piece(f"{name}/{owner}", base, work)
     dense = _all(f"seed-{seed}/{DENSE}", study.plan.owners)
     yield piece("btx", (*base, *dense), partial(makers.train_btx, study, seed))
-    for name, times in (("joint-1x", 1), ("joint-2x", 2)):
+    for name, times in (("joint-1x", 1), ("joint-2x", 2), ("joint-experts", 1)):
         work = partial(makers.train_joint, study, seed, name, times)
         yield piece(name, (*base, *runs), work)
 

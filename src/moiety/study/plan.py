@@ -74,7 +74,7 @@ class StudyPlan(_Table):
     methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1)
     top_k: tuple[Count, ...] = Field((1, 2, 5), min_length=1)
     trained_top_k: Count = 2
-    """Experts that run in mixtures that are trained together: ``btx``, ``joint-1x`` and ``-2x``."""
+    """Experts that run in mixtures that are trained together: ``btx`` and the joint ones."""
     jobs: int = Field(0, ge=0)
     """Pieces of work side by side, one thread each; 0: one a core, and with a GPU two."""
     train: Overrides = {}

@@ -7,11 +7,12 @@
 """
 
 from moiety.train.dense import Part, continue_dense
-from moiety.train.joint import train_btx, train_joint
+from moiety.train.joint import JointPart, train_btx, train_joint
 from moiety.train.recipe import RowStart, merge_recipe, train_recipe
 from moiety.train.trained import Trained, TrainedPaper, read_trained
 
 __all__ = [
+    "JointPart",
     "Part",
     "RowStart",
     "Trained",

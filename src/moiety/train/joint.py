@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ BALANCE_WEIGHT = 0.01
 """Of the load-balancing loss: the default of ``FlexOlmoConfig`` (``router_aux_loss_coef``), and
 that of BTX."""
 
+JointPart = Literal["experts", "whole"]
 State = Mapping[str, Tensor]
 _NOT_SHARED = ("model_type", "architectures", "transformers_version")
 
@@ -56,6 +57,7 @@ def train_joint(
     *,
     top_k: int,
     config: TrainConfig,
+    part: JointPart = "whole",
     resume: bool = False,
     quiet: bool = False,
 ) -> Trained:
@@ -63,7 +65,8 @@ def train_joint(
 
     It has as many experts as there are ``texts`` (public text is one of them), all of them copies
     of the anchor's block, and a router that begins at random. Windows are drawn from all texts in
-    equal shares. ``out`` becomes a ``FlexOlmoForCausalLM`` checkpoint.
+    equal shares. ``out`` becomes a ``FlexOlmoForCausalLM`` checkpoint. With ``part="experts"`` only
+    experts and router are trained, which is all that owners who work apart can change.
 
     Source: Shi et al. 2025, section 4.3, "unrestricted MoE", which does not say how many experts
     or how many of them run; sparse upcycling is Komatsuzaki et al. 2023 (arXiv 2212.05055).
@@ -76,11 +79,14 @@ def train_joint(
         raise ConfigError("every text needs held-out text, and nothing else does", where="heldout")
     _check_top_k(top_k, len(names))
     asked = dict(texts) | {f"{name}/heldout": heldout[name] for name in names}
-    question = Question("joint", anchor, config, asked, {"top_k": top_k})
+    question = Question("joint", anchor, config, asked, {"top_k": top_k, "part": part})
 
     def begin(start: Start) -> FlexOlmoForCausalLM:
         state = start.backbone.state_dict()
-        return _mixture(start.backbone, state, [state] * len(names), top_k, config.seed)
+        model = _mixture(start.backbone, state, [state] * len(names), top_k, config.seed)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part == "whole" or ".mlp." in name)
+        return model
 
     pairs = [(texts[name], heldout[name]) for name in names]
     return make_once(
@@ -205,7 +211,7 @@ def mixture_job(
     start: Start,
     title: str,
 ) -> Job:
-    """Everything is trained, on all texts in turn; judged by the mean of their bits per byte.
+    """What wants a gradient is trained, on all texts in turn; judged by their mean bits per byte.
 
     Trap: the load-balancing loss counts within a micro-batch, so their size changes it a little.
     """
@@ -241,7 +247,7 @@ def mixture_job(
 
     return Job(
         title=title,
-        parameters=dict(model.named_parameters()),
+        parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
         losses=losses,
         judge=judge,
         tokens_per_step=config.batch.windows * config.data.window_tokens,
