@@ -18,12 +18,12 @@ from moiety.errors import StateError
 from moiety.evaluate import bootstrap, charts, pages, report, tables
 from moiety.evaluate.bootstrap import TextScores
 from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
-from moiety.evaluate.routing import TokenShare
+from moiety.evaluate.routing import TokenShare, place_names
 
 OWNERS = ("hospital", "law-office", "software-house")
 
 
-def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
+def make(owners=OWNERS, *, seed=0, foreign="novels"):
     """An evaluation from simulated scores in which experts help on their own text."""
     generator = np.random.default_rng(seed)
     texts = ["public", *owners, foreign]
@@ -45,7 +45,7 @@ def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
         ),
         models=tuple(models),
         routing={text: {k: float(v) for k, v in row.items()} for text, row in shares.items()},
-        **_routing(generator, shares, layers),
+        **_routing(generator, shares),
         beginnings=tuple(_beginning(scores, models, n) for n in (32, 128)),
         command="moiety eval release --text public=public.jsonl --out report",
         seconds=83.4,
@@ -54,17 +54,20 @@ def make(owners=OWNERS, *, seed=0, foreign="novels", layers=6):
     )
 
 
-def _routing(generator, shares, layers):
-    """Detail that scatters round the shares; every token of the table has a space and a break."""
+def _routing(generator, shares):
+    """Shares that grow; public text ends early. Every token has a space and a break."""
     names = list(next(iter(shares.values())))
-    by_layer = {
-        text: np.clip(np.array(list(row.values())) + generator.normal(0, 0.05, (layers, 1)), 0, 1)
+    known_P = np.array([0.1, 0.5, 0.9, 1.0]) + generator.uniform(-0.05, 0, 4)
+    by_place = {
+        text: np.outer(known_P, list(row.values())) + (1 - known_P)[:, None] / len(names)
         for text, row in shares.items()
     }
+    by_place["public"] = by_place["public"][:3]
     return {
-        "routing_by_layer": {
+        "routing_places": place_names(),
+        "routing_by_place": {
             text: {name: tuple(map(float, rows[:, n])) for n, name in enumerate(names)}
-            for text, rows in by_layer.items()
+            for text, rows in by_place.items()
         },
         "used_together": {
             text: {a: {b: float(min(row[a], row[b])) for b in names} for a in names}
@@ -152,6 +155,10 @@ def numbers(evaluation):
     for text, row in evaluation.routing.items():
         shares = " ".join(f"{100 * row[name]:.1f} %" for name in evaluation.experts)
         yield f"{text} {shares}"
+    for text, by_place in evaluation.routing_by_place.items():
+        own = text if text in OWNERS else "anchor"
+        shares = [f"{100 * share:.1f} %" for share in by_place[own]]
+        yield " ".join([text, own, *shares, *["-"] * (4 - len(shares))])
     for expert, tokens in evaluation.tokens_taken.items():
         for one in tokens:
             yield f"·{expert[:3]}⏎{one.token[-1]} +{100 * one.excess:.1f}, {one.times:,} times"
@@ -296,7 +303,7 @@ def test_the_json_line_has_the_promised_keys(evaluation):
     assert line["texts"][0]["tokens"] == 21_234
     assert [short["first_tokens"] for short in line["beginnings"]] == [32, 128]
     assert line["beginnings"][0]["gap_closed"] == evaluation.beginnings[0].gap_closed
-    assert line["routing_detail"]["layers"] == 6
+    assert list(line["routing_detail"]) == ["most_used_together"]
     pair = line["routing_detail"]["most_used_together"]["public"]
     assert tuple(pair["experts"]) == evaluation.most_used_pairs["public"]
     # The line ends in logs, and tokens are words of somebody's text.
@@ -323,6 +330,9 @@ def test_an_incomplete_evaluation_is_refused(evaluation):
     del fields["used_together"]["public"]
     with pytest.raises(ValidationError, match="not told of every text"):
         Evaluation(**fields)
+    fields = evaluation.model_dump() | {"routing_places": ("1 to 8",)}
+    with pytest.raises(ValidationError, match="places without a name"):
+        Evaluation(**fields)
 
 
 def test_the_same_evaluation_makes_the_same_bytes(evaluation, folder, tmp_path):
@@ -337,7 +347,7 @@ def test_the_same_evaluation_makes_the_same_bytes(evaluation, folder, tmp_path):
 
 def test_charts_are_pictures_with_something_on_them(folder):
     names = ("bits-per-byte", "difference", "removal", "routing", "short-texts")
-    for name in (*names, "routing-by-layer", "used-together"):
+    for name in (*names, "routing-by-place", "used-together"):
         with Image.open(folder / f"{name}.png") as picture:
             width, height = picture.size
             assert width >= 1000
@@ -348,6 +358,19 @@ def test_charts_are_pictures_with_something_on_them(folder):
             assert len(colours) > 100
 
 
+def test_what_a_text_does_not_reach_is_paper_by_day_and_by_night(evaluation):
+    """The public text has no fourth place; the last column of its panel stays empty."""
+    for dark, paper in ((False, (255, 255, 255)), (True, (23, 28, 33))):
+        data = charts.draw(evaluation, dark=dark)["routing-by-place"]
+        with Image.open(io.BytesIO(data)) as picture:
+            # the first panel of three: where its fourth column would be
+            width, height = picture.size
+            seen = picture.convert("RGB").crop(
+                (int(0.33 * width), int(0.2 * height), int(0.38 * width), int(0.45 * height))
+            )
+            assert [colour for _, colour in seen.getcolors(1000)] == [paper]
+
+
 def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
     generator = np.random.default_rng(0)
     measures = bootstrap.measure(
@@ -356,7 +379,8 @@ def test_an_evaluation_with_nothing_but_the_anchor_has_a_page_too(tmp_path):
     empty = {
         "beginnings": (),
         "routing": {},
-        "routing_by_layer": {},
+        "routing_places": (),
+        "routing_by_place": {},
         "used_together": {},
         "tokens_taken": {},
     }

@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tests import tiny
 
 from moiety.evaluate import Question, evaluate, routing
-from moiety.evaluate.routing import most_used_pair, show_token
+from moiety.evaluate.routing import RoutingWatch, most_used_pair, place_names, show_token
 
 OWNERS = ("amy", "bob", "cat")
 NAMES = ("anchor", *OWNERS)
+WINDOW = 60
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Short documents of two languages: less than a window each."""
+    """Short documents of two languages, less than a window each, and a long one of amy's."""
     folder = tmp_path_factory.mktemp("texts")
     found = {}
     for number, name in enumerate(("public", "amy")):
         found[name] = list(tiny.language(number, 5, words=12))
+        found[name] += tiny.language(9, number, words=120)
         lines = [json.dumps({"text": text}) for text in found[name]]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder, found
 
 
 def weights_by_hand(world, mixture, document, top_k):
-    """(token id, layer, weight of each expert) at every input position of a document alone."""
+    """(tokens read, the last of them, weight of each expert) at every position of a document.
+
+    Every window begins anew.
+    """
     ids = mixture.tokenizer(document)["input_ids"]
-    for place, token in enumerate(ids):
-        said = [[float(world.table(owner)[t]) for t in ids[: place + 1]] for owner in NAMES]
+    for position, token in enumerate(ids):
+        read = ids[position // WINDOW * WINDOW : position + 1]
+        said = [[float(world.table(owner)[t]) for t in read] for owner in NAMES]
         logits = [sum(one) * 16 / (len(one) + 16) for one in said]
         weights = torch.tensor(logits).softmax(0)
         kept = weights >= weights.sort(descending=True).values[top_k - 1]
-        for layer in range(tiny.LAYERS):
-            yield token, layer, (weights * kept).tolist()
+        yield len(read), token, (weights * kept).tolist()
+
+
+def place_by_hand(read):
+    return 0 if read <= 8 else 1 if read <= 32 else 2 if read <= 128 else 3
 
 
 @pytest.mark.parametrize("top_k", [None, 2, 3])
@@ -46,31 +57,32 @@ def test_every_number_is_that_of_routers_computed_by_hand(tiny_world, texts, top
     folder, written = texts
     release = tiny_world.release(*OWNERS)
     paths = {name: [str(folder / f"{name}.jsonl")] for name in written}
-    found = evaluate(Question(release, paths, window_tokens=100, top_k=top_k))
+    found = evaluate(Question(release, paths, window_tokens=WINDOW, top_k=top_k))
     mixture = tiny_world.load(*OWNERS)
     mixture.routing.top_k = top_k or 4
     by_token, times, homes = {}, Counter(), {}
     for name, documents in written.items():
-        sums = [[0.0] * 4 for _ in range(tiny.LAYERS)]
-        together, positions = Counter(), 0
+        sums, together, positions = {}, Counter(), 0
         for document in documents:
             every = weights_by_hand(tiny_world, mixture, document, top_k or 4)
-            for token, layer, weights in every:
+            for read, token, weights in every:
                 positions += 1
-                times[token] += layer == 0
+                times[token] += 1
                 homes.setdefault(token, set()).add(document)
                 for slot, weight in enumerate(weights):
-                    sums[layer][slot] += weight
+                    sums.setdefault(place_by_hand(read), [0.0] * 4)[slot] += weight
                     by_token.setdefault(token, [0.0] * 4)[slot] += weight
                     for other, second in enumerate(weights):
                         both = weight > routing.USED_WEIGHT and second > routing.USED_WEIGHT
                         together[slot, other] += both
         for slot, expert in enumerate(NAMES):
-            shares = [row[slot] / sum(row) for row in sums]
-            assert found.routing_by_layer[name][expert] == pytest.approx(shares, abs=1e-5)
+            shares = [sums[place][slot] / sum(sums[place]) for place in sorted(sums)]
+            assert found.routing_by_place[name][expert] == pytest.approx(shares, abs=1e-5)
             for other, second in enumerate(NAMES):
                 expected = together[slot, other] / positions
                 assert found.used_together[name][expert][second] == pytest.approx(expected)
+    assert found.routing_places == ("1 to 8", "9 to 32", "33 to 128")
+    assert [len(found.routing_by_place[name]["amy"]) for name in written] == [2, 3]
     check_tokens(found, mixture, by_token, times, homes)
 
 
@@ -93,18 +105,35 @@ def check_tokens(found, mixture, by_token, times, homes):
     assert any(found.tokens_taken.values())
 
 
-def test_shares_by_layer_and_the_whole_share_agree(tiny_world, texts):
+def test_windows_no_longer_than_the_first_place_have_no_other(tiny_world, texts):
+    """Evidence begins anew in every window, so nothing further on is ever read."""
     folder, written = texts
     paths = {name: [str(folder / f"{name}.jsonl")] for name in written}
     found = evaluate(Question(tiny_world.release("amy"), paths, window_tokens=8))
+    assert found.routing_places == ("1 to 8",)
     for name, shares in found.routing.items():
-        layers = found.routing_by_layer[name]
-        # nothing is cut off with two experts and k of two, so every layer weighs the same
-        for expert, share in shares.items():
-            assert sum(layers[expert]) / tiny.LAYERS == pytest.approx(share)
-        assert [sum(column) for column in zip(*layers.values(), strict=True)] == pytest.approx(
-            [1.0] * tiny.LAYERS
-        )
+        assert found.routing_by_place[name] == {
+            expert: pytest.approx((share,)) for expert, share in shares.items()
+        }
+
+
+def test_places_end_where_their_names_say(tiny_world):
+    """Windows of 200 tokens, where the expert that has all the weight changes with the place."""
+    mixture = tiny_world.load(*OWNERS)
+    assert place_names() == ("1 to 8", "9 to 32", "33 to 128", "129 on")
+    weights = torch.zeros(2, 200, 4)
+    for position in range(200):
+        weights[:, position, place_by_hand(position + 1)] = 1.0
+    weights[1, 150:] = 0.0
+    watch = RoutingWatch(mixture)
+    tokens = tiny.random_tokens(2, 201).numpy()
+    documents = np.array([[0] * 201, [1] * 150 + [-1] * 51])
+    watch.expect(SimpleNamespace(tokens=tokens, documents=documents))
+    watch.see(weights)
+    one = torch.eye(4).tolist()
+    assert watch.by_place() == {name: tuple(one[slot]) for slot, name in enumerate(NAMES)}
+    lengths = {"anchor": 16, "amy": 48, "bob": 192, "cat": 72 + 22}
+    assert watch.shares() == {name: n / sum(lengths.values()) for name, n in lengths.items()}
 
 
 def test_watching_costs_no_number(tiny_world, texts):
@@ -113,12 +142,12 @@ def test_watching_costs_no_number(tiny_world, texts):
     tokens = tiny.random_tokens(2, 12)
     expected = tiny.logits_of(mixture, tokens)
     seen = []
-    with mixture.watching(lambda layer, weights: seen.append((layer, weights.shape))) as shares:
+    with mixture.watching(seen.append) as shares:
         assert torch.equal(tiny.logits_of(mixture, tokens), expected)
-    assert seen == [(0, (2, 12, 4)), (1, (2, 12, 4))]
-    assert float(shares.sum()) == pytest.approx(2 * 12 * 2)
+    assert [weights.shape for weights in seen] == [(2, 12, 4)], "told once, not in every layer"
+    assert float(shares.sum()) == pytest.approx(2 * 12)
     tiny.logits_of(mixture, tokens)
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 def test_a_token_that_only_one_document_has_is_nobodys(tiny_world, tmp_path):

@@ -140,13 +140,51 @@ def test_shares_are_the_summed_weights_of_real_positions(tiny_world, chosen, top
         slots = list(mixture.routing.slots)
     real = documents[:, :-1] >= 0
     if len(slots) == 4 and top_k == 2:
-        assert (shares.sum(1) < float(real.sum())).all(), "kept weights are not renormalised"
+        assert shares.sum() < real.sum(), "kept weights are not renormalised"
     else:
-        torch.testing.assert_close(shares.sum(1), torch.full((2,), float(real.sum())).double())
+        torch.testing.assert_close(shares.sum(), real.sum().double())
     absent = [n for n in range(len(mixture.names)) if n not in slots]
-    assert shares[:, absent].abs().sum() == 0
-    for layer, weights in enumerate(seen):
-        torch.testing.assert_close(weights[real].double().sum(0), shares[layer, slots])
+    assert shares[absent].abs().sum() == 0
+    for weights in seen:
+        torch.testing.assert_close(weights[real].double().sum(0), shares[slots])
+
+
+def test_shares_of_requests_with_sets_of_their_own_are_those_of_each_alone(mixture):
+    tokens = tiny.random_tokens(3, 13)
+    documents = torch.tensor([[0] * 5 + [1] * 8, [1] * 9 + [-1] * 4, [2] * 13])
+    sets, seen, alone = [["amy"], ["bob", "cat"], []], [], torch.zeros(4, dtype=torch.double)
+    with mixture.watching(seen.append) as shares:
+        mixture.score(tokens, documents, experts=sets)
+    assert [weights.shape for weights in seen] == [(3, 12, 4)]
+    for row, names in enumerate(sets):
+        with mixture.only(*names), mixture.watching() as one:
+            mixture.score(tokens[row : row + 1], documents[row : row + 1])
+        torch.testing.assert_close(seen[0][row].double().sum(0), one)
+        alone += one
+    torch.testing.assert_close(shares, alone)
+
+
+def test_shares_of_generation_count_every_token_that_entered_once(tiny_world, mixture):
+    """Prompts are padded on the left, and after the first pass only new tokens enter."""
+    sets, entered, masks = [["amy"], ["bob", "cat"], []], [], []
+
+    def keep(_model, _args, kwargs):
+        entered.append(kwargs["input_ids"])
+        masks.append(kwargs["attention_mask"])
+
+    hook = mixture.backbone.model.register_forward_pre_hook(keep, with_kwargs=True)
+    with mixture.watching() as shares:
+        mixture.generate(tiny.PROMPTS, experts=sets, temperature=0, max_new_tokens=6)
+    hook.remove()
+    assert [ids.shape[1] for ids in entered[1:]] == [1] * 5
+    expected = torch.zeros(4, dtype=torch.double)
+    for ids, mask, names in zip(torch.cat(entered, 1), masks[-1], sets, strict=True):
+        read, slots = ids[mask.bool()], mixture.slots(names)
+        for end in range(1, len(read) + 1):
+            weights = weights_by_hand(tiny_world, read[:end], None, ("anchor", *names))
+            expected[list(slots)] += torch.tensor(weights, dtype=torch.double)
+    assert not masks[-1].all()
+    torch.testing.assert_close(shares, expected, rtol=1e-5, atol=1e-5)
 
 
 def watch_weights(mixture):
@@ -155,18 +193,18 @@ def watch_weights(mixture):
     for number, layer in enumerate(mixture.backbone.model.layers):
 
         def keep(mlp, _inputs, number=number):
-            seen[number] = mlp.routing.current.weights_BTE
+            seen[number] = mlp.routing.weights_BTE
 
         layer.mlp.register_forward_pre_hook(keep)
     return seen
 
 
-def weights_by_hand(world, tokens, top_k):
+def weights_by_hand(world, tokens, top_k, names=("anchor", *OWNERS)):
     """What each expert gets after these tokens of one document."""
     count = len(tokens)
     logits = [
         sum(float(world.table(name)[token]) for token in tokens) * 16 / (count + 16)
-        for name in ("anchor", *OWNERS)
+        for name in names
     ]
     total = sum(math.exp(logit) for logit in logits)
     least = sorted(logits)[-(top_k or len(logits))]

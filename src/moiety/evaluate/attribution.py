@@ -1,6 +1,6 @@
 """What a text owes to whom: each owner's Shapley value, beside the cheap routing share.
 
-Legend: S set of owners, N owner, B window, T position, L layer.
+Legend: S set of owners, N owner, E expert (the anchor first), B window, T position.
 
 The worth of a set of owners is how many bits fewer the text costs with exactly their experts than
 with the anchor alone. An owner's Shapley value is what it adds to that on average, over all orders
@@ -224,9 +224,9 @@ class _Scorer:
     def routing(self) -> Floats:
         """Each owner's share of the weight when all may take part, ``[N]``."""
         everybody = 2 ** (len(self.mixture.names) - 1) - 1
-        with self.mixture.watching() as shares_LS:
+        with self.mixture.watching() as shares_E:
             self._score([everybody])
-        share_N: Floats = (shares_LS.sum(dim=0) / shares_LS.sum())[1:].numpy()
+        share_N: Floats = (shares_E / shares_E.sum())[1:].numpy()
         return share_N
 
     def _score(self, sets: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from moiety.data import DocumentNats, PackedText, Skipped, Sources, load_tokeniz
 from moiety.errors import ConfigError
 from moiety.evaluate.bootstrap import TextScores, measure
 from moiety.evaluate.report import Evaluation, ShortTexts, TextFacts
-from moiety.evaluate.routing import RoutingWatch, tokens_taken
+from moiety.evaluate.routing import RoutingWatch, place_names, tokens_taken
 from moiety.merge import load_release, open_release
 from moiety.model import Mixture
 
@@ -76,6 +76,8 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         separator = next(iter(texts.values())).separator
         filled = _fill(mixture, models, texts, question, watch)
     measures = measure(models, filled.scores, seed=question.seed)
+    by_place = {name: one.by_place() for name, one in filled.watches.items()}
+    reached = max(len(shares["anchor"]) for shares in by_place.values())
     beginnings = tuple(_beginning(models, filled, n, question.seed) for n in BEGINNINGS)
     return Evaluation(
         release=release.digest,
@@ -90,7 +92,8 @@ def evaluate(question: Question, *, command: str = "", watch: Watcher | None = N
         removal=measures.removal,
         removal_interval=measures.removal_interval,
         routing={name: one.shares() for name, one in filled.watches.items()},
-        routing_by_layer={name: one.by_layer() for name, one in filled.watches.items()},
+        routing_places=place_names()[:reached],
+        routing_by_place=by_place,
         used_together={name: one.together() for name, one in filled.watches.items()},
         tokens_taken=tokens_taken(filled.watches, mixture, separator),
         command=command,

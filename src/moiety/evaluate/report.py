@@ -48,8 +48,9 @@ class ShortTexts(BaseModel):
 class Evaluation(BaseModel):
     """What an evaluation measured. ``bits_per_byte[model][text]``, ``routing[text][expert]``.
 
-    ``routing_by_layer[text][expert]`` has a share for each layer, ``used_together[text]`` one for
-    each two experts, ``tokens_taken`` the tokens at which an expert got most above its mean.
+    ``routing_by_place[text][expert]`` has a share for each of ``routing_places``, fewer where the
+    text's documents end before; ``used_together[text]`` has one for each two experts,
+    ``tokens_taken`` the tokens at which an expert got most above its mean.
     Models are named for the experts they use: ``anchor``, ``anchor+NAME``, ``all``, ``all-NAME``.
     """
 
@@ -69,7 +70,8 @@ class Evaluation(BaseModel):
     removal: dict[str, float]
     removal_interval: dict[str, Interval]
     routing: dict[str, dict[str, float]]
-    routing_by_layer: dict[str, dict[str, tuple[float, ...]]] = {}
+    routing_places: tuple[str, ...] = ()
+    routing_by_place: dict[str, dict[str, tuple[float, ...]]] = {}
     used_together: dict[str, dict[str, dict[str, float]]] = {}
     tokens_taken: dict[str, tuple[TokenShare, ...]] = {}
     command: str
@@ -87,9 +89,12 @@ class Evaluation(BaseModel):
                 raise ValueError("bits are not given for every model on every text")
         if self.removal.keys() != self.removal_interval.keys():
             raise ValueError("a price of removal without its interval")
-        for detail in (self.routing_by_layer, self.used_together):
+        for detail in (self.routing_by_place, self.used_together):
             if detail and detail.keys() != self.routing.keys():
                 raise ValueError("routing is not told of every text")
+        rows = [shares for text in self.routing_by_place.values() for shares in text.values()]
+        if any(len(shares) > len(self.routing_places) for shares in rows):
+            raise ValueError("shares at places without a name")
         return self
 
     @property
@@ -108,6 +113,10 @@ class Evaluation(BaseModel):
         """By text the two experts that are used together most often, where there are two."""
         pairs = {text: most_used_pair(rows) for text, rows in self.used_together.items()}
         return {text: pair for text, pair in pairs.items() if pair is not None}
+
+    def right_expert(self, text: str) -> str:
+        """The expert that should read ``text``: its owner's, the anchor where there is none."""
+        return text if text in self.experts else "anchor"
 
     def right_model(self, text: str) -> str:
         """The model of somebody who knows whose text it is."""
@@ -150,9 +159,7 @@ def to_json_line(evaluation: Evaluation) -> dict[str, Any]:
 
 def _routing_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Where the detail is in the report's folder; tokens stay there, for they quote the texts."""
-    layers = [shares for text in evaluation.routing_by_layer.values() for shares in text.values()]
     return {
-        "layers": len(layers[0]) if layers else 0,
         "most_used_together": {
             text: {"experts": pair, "share": evaluation.used_together[text][pair[0]][pair[1]]}
             for text, pair in evaluation.most_used_pairs.items()

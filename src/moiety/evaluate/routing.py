@@ -1,9 +1,10 @@
-"""Where the router sends what: shares by layer, experts used together, tokens each expert takes.
+"""Where the router sends what: shares by place, experts used together, tokens each expert takes.
 
-Legend: B window, T position, N position (B x T), L layer, S slot, V vocabulary.
+Legend: B window, T position, N position (B x T), P place, S slot, V vocabulary.
 
-All of it is gathered in the pass that scores the whole release, from the weights each layer gives
-anyway. A position is one where a token enters the model; padding is none.
+All of it is gathered in the pass that scores the whole release, from the weights that are decided
+anyway. A position is one where a token enters the model; padding is none. Layers are not told
+apart, because one decision serves all of them: what differs is how much the router has read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from torch import Tensor
 from moiety.model import Mixture
 
 USED_WEIGHT = 0.1
-"""An expert is used at a position of a layer where its weight is above this."""
+"""An expert is used at a position where its weight is above this."""
+
+PLACES = (8, 32, 128)
+"""Where the places of a text end, in tokens that the router has read; the last place has no end.
+
+Counted from where evidence begins: at a window's first token, a document's separator included. Each
+end is four times as far from there as the one before, since evidence grows with what was read.
+"""
 
 TOKEN_TIMES_MIN = 20
 TOKEN_DOCUMENTS_MIN = 3
@@ -44,12 +52,16 @@ class TokenShare(BaseModel):
 
 
 class RoutingWatch:
-    """What one text's routing was; ``see`` is told the weights of every layer."""
+    """What one text's routing was; ``see`` is told the weights of every pass.
+
+    The text's windows hold one document each (``pack_documents``), so that a position in a window
+    says how much of the document the router has read.
+    """
 
     def __init__(self, mixture: Mixture) -> None:
         slots, vocab = len(mixture.names), mixture.backbone.config.vocab_size
         self.names = mixture.names
-        self.weight_LS = np.zeros((len(mixture.backbone.model.layers), slots))
+        self.weight_PS = torch.zeros(len(PLACES) + 1, slots, dtype=torch.double)
         self.weight_VS = torch.zeros(vocab, slots, dtype=torch.double)
         self.times_V = np.zeros(vocab, dtype=np.int64)
         self._together_SS = torch.zeros(slots, slots, dtype=torch.double)
@@ -67,27 +79,31 @@ class RoutingWatch:
         pairs_N = documents_N[real_N] * self.times_V.size + ids_N[real_N]
         self._seen.append(np.unique(pairs_N))
 
-    def see(self, layer: int, weights_BTS: Tensor) -> None:
-        """One layer's weights, zero at padding, when every slot is allowed."""
-        weights_NS = weights_BTS.detach().flatten(0, 1).double().cpu()
+    def see(self, weights_BTS: Tensor) -> None:
+        """A pass's weights, zero at padding, when every slot is allowed."""
+        weights_BTS = weights_BTS.detach().double().cpu()
+        weights_NS = weights_BTS.flatten(0, 1)
         used_NS = (weights_NS > USED_WEIGHT).double()
-        self.weight_LS[layer] += weights_NS.sum(dim=0).numpy()
+        places_T = torch.bucketize(torch.arange(weights_BTS.shape[1]) + 1, torch.tensor(PLACES))
+        self.weight_PS.index_add_(0, places_T, weights_BTS.sum(dim=0))
         self.weight_VS.index_add_(0, self._ids_N, weights_NS)
         self._together_SS += used_NS.T @ used_NS
         self._positions += int((weights_NS.sum(dim=1) > 0).sum())
 
     def shares(self) -> dict[str, float]:
         """Each expert's share of all weight."""
-        share_S = self.weight_LS.sum(axis=0) / self.weight_LS.sum()
+        share_S = self.weight_PS.sum(dim=0) / self.weight_PS.sum()
         return dict(zip(self.names, share_S.tolist(), strict=True))
 
-    def by_layer(self) -> dict[str, tuple[float, ...]]:
-        """Each expert's share of the weight in each layer."""
-        share_LS = self.weight_LS / self.weight_LS.sum(axis=1, keepdims=True)
-        return {name: tuple(share_LS[:, s].tolist()) for s, name in enumerate(self.names)}
+    def by_place(self) -> dict[str, tuple[float, ...]]:
+        """Each expert's share of the weight at each place that the text reaches."""
+        # Who reaches a place has been at all those before it.
+        reached_PS = self.weight_PS[self.weight_PS.sum(dim=1) > 0]
+        share_PS = reached_PS / reached_PS.sum(dim=1, keepdim=True)
+        return {name: tuple(share_PS[:, s].tolist()) for s, name in enumerate(self.names)}
 
     def together(self) -> dict[str, dict[str, float]]:
-        """How often two experts are both used, of all positions and layers.
+        """How often two experts are both used, of all positions.
 
         Beside itself: how often an expert is used at all.
         """
@@ -101,6 +117,13 @@ class RoutingWatch:
         """In how many documents each token was seen, ``[V]``."""
         pairs_N = np.unique(np.concatenate(self._seen))
         return np.bincount(pairs_N % self.times_V.size, minlength=self.times_V.size)
+
+
+def place_names() -> tuple[str, ...]:
+    """What the places are called, by the tokens read: ``1 to 8``, and so on to ``129 on``."""
+    starts = [1, *(end + 1 for end in PLACES)]
+    inner = (f"{start} to {end}" for start, end in zip(starts, PLACES, strict=False))
+    return (*inner, f"{starts[-1]} on")
 
 
 def tokens_taken(

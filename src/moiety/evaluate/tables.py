@@ -99,9 +99,7 @@ def _removal(evaluation: Evaluation) -> Table:
 
 
 def _routing(evaluation: Evaluation) -> Table:
-    table = _table(
-        "Routing", "share of the router's weight, mean over layers", "text", evaluation.experts
-    )
+    table = _table("Routing", "share of the router's weight", "text", evaluation.experts)
     pairs = evaluation.most_used_pairs
     if pairs:
         table.add_column("most used together")

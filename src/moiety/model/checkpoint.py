@@ -102,7 +102,7 @@ def build_mixture(
         experts: list[nn.Module] = [layer.mlp]
         for slot, (held, rank) in enumerate(zip(others, ranks[1:], strict=True), start=1):
             experts.append(_expert(layer.mlp, config, held, number, slot, rank))
-        layer.mlp = MixtureLayer(number, experts, plan)
+        layer.mlp = MixtureLayer(experts, plan)
     backbone.requires_grad_(False)
     return backbone.to(device).eval(), plan
 

@@ -1,7 +1,7 @@
 """The mixture that stands where a decoder layer's feed-forward block stood.
 
 Legend: B request, T position, N token (B x T), D width, V vocabulary, E expert allowed in this
-pass, S slot of the roster, K chosen, L layer.
+pass, S slot of the roster.
 
 Expert 0 is the anchor's own block. A mask acts on the logits, before softmax and top-k. Where the
 whole batch shares a mask the allowed experts' evidence is *selected*, so that the arithmetic is
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,8 @@ from torch.nn import functional
 from moiety.errors import ConfigError
 from moiety.model.evidence import Borders, EvidenceCache, continued_evidence, evidence
 
-Witness = Callable[[int, Tensor], None]
-"""Is told a layer's number and its weights ``[B, T, E]`` over the slots in use, zero at padding."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What the layers must know of the forward pass that is under way.
-
-    ``valid_BT``: which positions are text; ``weights_BTE``: what the tokens' evidence decided.
-    """
-
-    valid_BT: Tensor | None = None
-    weights_BTE: Tensor | None = None
+Witness = Callable[[Tensor], None]
+"""Is told a pass's weights ``[B, T, E]`` over the slots in use, zero at padding."""
 
 
 @dataclass
@@ -48,7 +37,7 @@ class Routing:
 
     ``table_SV``: every expert's evidence, the anchor's zero. ``slots``: the experts the whole batch
     may use, ascending. ``mask_BS``: per request, over all slots, or None when requests do not
-    differ.
+    differ. ``weights_BTE``: what the evidence decided in the forward pass that is under way.
     """
 
     top_k: int
@@ -56,8 +45,8 @@ class Routing:
     table_SV: Tensor
     mask_BS: Tensor | None = None
     borders: Borders | None = None
-    current: Pass = field(default_factory=Pass)
-    shares_LS: Tensor | None = None
+    weights_BTE: Tensor | None = None
+    shares_S: Tensor | None = None
     witness: Witness | None = None
 
     def made_with(self) -> object:
@@ -95,6 +84,16 @@ class Routing:
             return probs_BTE
         kept = probs_BTE.topk(top_k, dim=-1)
         return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
+
+    def observe(self, weights_BTE: Tensor, valid_BT: Tensor | None) -> None:
+        """Adds a pass's weights to the shares, where somebody watches, and tells the witness."""
+        if self.shares_S is None:
+            return
+        if valid_BT is not None:
+            weights_BTE = weights_BTE * valid_BT[:, :, None]
+        if self.witness is not None:
+            self.witness(weights_BTE)
+        self.shares_S[list(self.slots)] += weights_BTE.double().sum(dim=(0, 1)).cpu()
 
 
 class LowRankFeedForward(nn.Module):
@@ -135,18 +134,15 @@ class _Delta(nn.Module):
 class MixtureLayer(nn.Module):
     """The experts of one layer."""
 
-    def __init__(self, layer: int, experts: list[nn.Module], routing: Routing) -> None:
+    def __init__(self, experts: list[nn.Module], routing: Routing) -> None:
         super().__init__()
-        self.layer = layer
         self.experts = nn.ModuleList(experts)
         self.routing = routing
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """The weighted sum of the chosen experts' outputs, ``[B, T, D]``."""
-        weights_BTE = self.routing.current.weights_BTE
+        weights_BTE = self.routing.weights_BTE
         assert weights_BTE is not None, "no forward pass is under way"
-        if self.routing.shares_LS is not None:
-            self._observe(weights_BTE)
         return self._mix(hidden_BTD, weights_BTE)
 
     def _mix(self, hidden_BTD: Tensor, weights_BTE: Tensor) -> Tensor:
@@ -166,19 +162,9 @@ class MixtureLayer(nn.Module):
                 mixed_ND = mixed_ND.index_add(0, chosen, part)
         return mixed_ND.reshape(shape)
 
-    def _observe(self, weights_BTE: Tensor) -> None:
-        shares_LS, valid_BT = self.routing.shares_LS, self.routing.current.valid_BT
-        assert shares_LS is not None
-        if valid_BT is not None:
-            weights_BTE = weights_BTE * valid_BT[:, :, None]
-        if self.routing.witness is not None:
-            self.routing.witness(self.layer, weights_BTE)
-        total_E = weights_BTE.double().sum(dim=(0, 1)).cpu()
-        shares_LS[self.layer, list(self.routing.slots)] += total_E
-
 
 def begin_pass(routing: Routing, kwargs: dict[str, object]) -> None:
-    """Tells the layers about a forward pass of the backbone, from the pass's own arguments.
+    """Decides for all layers of a forward pass of the backbone, from the pass's own arguments.
 
     Raises:
         ConfigError: no tokens to take evidence from, a cache that cannot carry it, or one made with
@@ -197,7 +183,8 @@ def begin_pass(routing: Routing, kwargs: dict[str, object]) -> None:
     if routing.borders is not None:
         valid_BT = routing.borders.real_BT
     logits_BTE = _gather_evidence(routing, tokens_BT, valid_BT, cache)
-    routing.current = Pass(valid_BT, routing.choose(logits_BTE))
+    routing.weights_BTE = routing.choose(logits_BTE)
+    routing.observe(routing.weights_BTE, valid_BT)
 
 
 def _gather_evidence(

@@ -121,18 +121,17 @@ class Mixture:
 
     @contextmanager
     def watching(self, witness: Witness | None = None) -> Iterator[Tensor]:
-        """Adds up the routing weight each slot gets in each layer: yields ``[layers, slots]``.
+        """Adds up the routing weight each slot gets at real positions: yields ``[slots]``, double.
 
-        ``witness`` sees each layer's weights ``[B, T, E]`` as they come, zero at padding.
+        One decision serves all layers, so a position counts once. ``witness`` sees the weights of
+        each pass ``[B, T, E]`` as they come, zero at padding.
         """
-        shares_LS = torch.zeros(
-            len(self.backbone.model.layers), len(self.names), dtype=torch.double
-        )
-        self.routing.shares_LS, self.routing.witness = shares_LS, witness
+        shares_S = torch.zeros(len(self.names), dtype=torch.double)
+        self.routing.shares_S, self.routing.witness = shares_S, witness
         try:
-            yield shares_LS
+            yield shares_S
         finally:
-            self.routing.shares_LS = self.routing.witness = None
+            self.routing.shares_S = self.routing.witness = None
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         self.tokenizer.padding_side = "left"
