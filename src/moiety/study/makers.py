@@ -85,9 +85,11 @@ def make_tuned(study: Study, seed: int) -> None:
             paper.parent.mkdir(parents=True, exist_ok=True)
             choose_proxies(ProxiesPlan(study.anchor, study.sources(owner, "train"), owner, paper))
         papers.append(paper)
-    out, config = study.tuned(seed), tuning_config([f"seed={seed}"])
+    out, config = study.tuned(seed), tuning_config([*study.plan.train_assignments, f"seed={seed}"])
     resume = out.with_name(f"{out.name}.tuning").exists()
-    plan = RouterPlan(study.release(seed), study.anchor, papers, out, config)
+    # As many tokens as an owner trains on.
+    steps = study.plan.paper.owner_tokens // (config.batch.windows * config.data.window_tokens)
+    plan = RouterPlan(study.release(seed), study.anchor, papers, out, config, max(1, steps))
     tune_router(plan, resume=resume, quiet=True)
 
 

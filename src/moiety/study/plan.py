@@ -115,7 +115,12 @@ class Plan:
     def config(self) -> TrainConfig:
         """Settings of an owner's training, seed 0."""
         tokens = f"budget.tokens={self.paper.owner_tokens}"
-        return TrainConfig().resolve(None, [*_assignments(self.paper.train), tokens])
+        return TrainConfig().resolve(None, [*self.train_assignments, tokens])
+
+    @property
+    def train_assignments(self) -> list[str]:
+        """What owners' training, and whatever is trained beside it, is told."""
+        return _assignments(self.paper.train)
 
     @property
     def anchor_assignments(self) -> list[str]:
