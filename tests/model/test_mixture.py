@@ -24,6 +24,13 @@ def mixture(tiny_world):
     return tiny_world.load(*OWNERS)
 
 
+def test_loading_a_release_warns_of_nothing(tiny_world, monkeypatch):
+    said = []
+    monkeypatch.setattr(configuration_utils.logger, "warning", lambda *words: said.append(words))
+    tiny_world.load("amy")
+    assert said == []
+
+
 def test_names_are_in_slot_order_and_the_anchor_is_in_every_set(mixture):
     assert mixture.names == ["anchor", "amy", "bob", "cat"]
     assert mixture.slots(["cat", "amy"]) == (0, 1, 3)

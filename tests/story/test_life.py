@@ -103,9 +103,10 @@ def merged_and_judged(house: House) -> None:
 
 def used(house: House) -> None:
     words = ["generate", "release", "--prompt", "ba", "--max-tokens", "8", "--temperature", "0"]
-    words += ["--without", "amy", "--routing", "token"]
+    words += ["--without", "amy"]
     house.moiety("merge", "anchor", "bob.expert", "--out", "bob-alone")
-    folder = house.folder / "bob-alone"
+    house.moiety("export", "bob-alone", "--out", "bob-plain")
+    folder = house.folder / "bob-plain"
     stock = AutoModelForCausalLM.from_pretrained(folder)
     assert type(stock) is FlexOlmoForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -214,5 +214,6 @@ def load_mixture(
         dtype=dtype,
         device=device,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # The configuration is given: the folder's own is of a type that the library does not know.
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, config=backbone.config)
     return Mixture(backbone, plan, names, tokenizer)
