@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests import tiny
+from transformers import configuration_utils
 
 import moiety
 from moiety.errors import ConfigError, FormatError, TrustError
