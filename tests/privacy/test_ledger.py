@@ -8,9 +8,9 @@ import pytest
 
 from moiety.errors import ConfigError, DataError, FormatError, StateError
 from moiety.files import canonical_json, parse_json
-from moiety.privacy import Ledger, PrivacyPlan, accountant
+from moiety.privacy import Ledger, accountant
 from moiety.privacy.ledger import LedgerPaper
-from moiety.privacy.plan import check_expected, resolved_delta
+from moiety.privacy.plan import PrivacyPlan
 from moiety.privacy.seeds import SECRET_FILE, Secret
 
 
@@ -95,7 +95,10 @@ def test_earlier_runs_are_counted_when_they_are_told(request_):
     plan, many = (PrivacyPlan.of(request_.model_copy(update={"tuning_runs": n})) for n in (0, 3))
     assert many.noise_multiplier > plan.noise_multiplier
     once = accountant.Mechanisms(
-        many.sampling_rate, many.noise_multiplier, request_.steps, many.table_noise_multiplier
+        many.request.sampling_rate,
+        many.noise_multiplier,
+        request_.steps,
+        many.table_noise_multiplier,
     )
     assert accountant.spent(once, request_.delta).epsilon < many.spent().epsilon <= 0.5
 
@@ -105,14 +108,14 @@ def test_a_budget_that_no_noise_keeps_is_refused(request_):
         PrivacyPlan.of(request_.model_copy(update={"epsilon": 1e-5, "delta": 1e-12}))
 
 
-def test_delta_is_a_tenth_of_a_record_and_never_a_whole_one():
-    assert resolved_delta(None, 200) == pytest.approx(1 / 2000)
-    assert resolved_delta(1e-6, 200) == 1e-6
+def test_delta_is_a_tenth_of_a_record_and_never_a_whole_one(request_):
+    assert request_.default_delta(200) == pytest.approx(1 / 2000)
+    assert request_.check() is request_
     with pytest.raises(ConfigError, match="promises nothing"):
-        resolved_delta(0.01, 200)
+        request_.model_copy(update={"delta": 0.03}).check()
 
 
-def test_more_records_than_there_are_is_refused():
-    check_expected(50, 50)
+def test_more_records_than_there_are_is_refused(request_):
+    request_.model_copy(update={"expected_records": 50.0}).check()
     with pytest.raises(DataError, match="expects 51 records"):
-        check_expected(51, 50)
+        request_.model_copy(update={"expected_records": 51.0}).check()

@@ -7,9 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from moiety.errors import ConfigError, DataError
 from moiety.privacy import accountant
 
-_DELTA_SHARE = 0.1
-"""The default delta, as a share of one record: far below the chance of publishing one at random."""
-
 
 class Request(BaseModel):
     """What a run was asked for. Nothing here depends on the text but its number of records."""
@@ -28,6 +25,41 @@ class Request(BaseModel):
     settings_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """All other settings of the run: with others the same noise would hide other steps."""
 
+    @property
+    def sampling_rate(self) -> float:
+        """The chance of each record to take part in a step."""
+        return self.expected_records / self.records
+
+    @property
+    def runs(self) -> int:
+        """This run and those before it that count."""
+        return 1 + (self.tuning_runs or 0)
+
+    def check(self) -> Request:
+        """This request, if it can promise anything.
+
+        Raises:
+            ConfigError: a delta at which publishing one whole record would count as private.
+            DataError: a step expects more records than there are.
+        """
+        if self.delta > 1 / self.records:
+            raise ConfigError(
+                f"delta {self.delta} promises nothing for {self.records:,} records",
+                where="privacy.delta",
+                remedy=f"choose at most {self.default_delta(self.records):.0e}, or leave it out",
+            )
+        if self.expected_records > self.records:
+            raise DataError(
+                f"a step expects {self.expected_records:,.0f} records, there are {self.records:,}",
+                remedy="lower batch.windows, or give text of more records",
+            )
+        return self
+
+    @staticmethod
+    def default_delta(records: int) -> float:
+        """A tenth of one record: far below the chance of publishing one at random."""
+        return 0.1 / records
+
 
 class PrivacyPlan(BaseModel):
     """The request, and the noise that keeps its promise."""
@@ -45,58 +77,28 @@ class PrivacyPlan(BaseModel):
         Raises:
             ConfigError: no noise is enough.
         """
-        runs = 1 + (request.tuning_runs or 0)
-        table = accountant.table_noise(request.table_share * request.epsilon, request.delta, runs)
+        table = accountant.table_noise(
+            request.table_share * request.epsilon, request.delta, request.runs
+        )
         noise = accountant.step_noise(
             request.epsilon,
             request.delta,
-            rate=request.expected_records / request.records,
+            rate=request.sampling_rate,
             steps=request.steps,
             table_noise=table,
-            runs=runs,
+            runs=request.runs,
         )
         return cls(request=request, noise_multiplier=noise, table_noise_multiplier=table)
-
-    @property
-    def sampling_rate(self) -> float:
-        """The chance of each record to take part in a step."""
-        return self.request.expected_records / self.request.records
 
     def spent(self) -> accountant.Spent:
         """What the whole run spends, earlier runs that are counted included."""
         return accountant.spent(
             accountant.Mechanisms(
-                self.sampling_rate,
+                self.request.sampling_rate,
                 self.noise_multiplier,
                 self.request.steps,
                 self.table_noise_multiplier,
-                1 + (self.request.tuning_runs or 0),
+                self.request.runs,
             ),
             self.request.delta,
-        )
-
-
-def resolved_delta(delta: float | None, records: int) -> float:
-    """The delta asked for, or a tenth of one record.
-
-    Raises:
-        ConfigError: one at which publishing a whole record would count as private.
-    """
-    if delta is None:
-        return _DELTA_SHARE / records
-    if delta > 1 / records:
-        raise ConfigError(
-            f"delta {delta} promises nothing for {records:,} records",
-            where="privacy.delta",
-            remedy=f"choose at most {_DELTA_SHARE / records:.0e}, or leave it out",
-        )
-    return delta
-
-
-def check_expected(expected_records: float, records: int) -> None:
-    """Raises ``DataError`` where a step expects more records than there are."""
-    if expected_records > records:
-        raise DataError(
-            f"a step expects {expected_records:,.0f} records, and there are {records:,}",
-            remedy="lower batch.windows, or give text of more records",
         )

@@ -11,13 +11,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from moiety.errors import StateError
 from moiety.files import read_limited, write_atomic
 
-GENERATOR = "Philox 4x64-10, keyed by SHA-256 of a secret of 256 bits, a purpose and a step"
 SECRET_FILE = "noise.secret"
 _SECRET_BYTES = 32
 
@@ -26,6 +26,7 @@ _SECRET_BYTES = 32
 class Secret:
     """32 bytes that stay in the run's folder."""
 
+    algorithm: ClassVar[str] = "Philox 4x64, keyed by SHA-256 of a secret, a purpose and a step"
     data: bytes
 
     @classmethod
