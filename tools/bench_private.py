@@ -115,9 +115,9 @@ def make_step(options: argparse.Namespace, kind: str, rank: int | None, window: 
 
     def private() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with tape.recording(windows, window):
+        with tape.recording(np.arange(windows), window):
             loss().backward()
-        sums = tape.clipped(np.arange(windows), 1.0).sums
+        sums = tape.clipped(1.0).sums
         add_noise(sums, 1.0, noise)
         for name, parameter in parameters.items():
             parameter.grad = sums[name].div_(windows)

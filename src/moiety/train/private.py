@@ -184,8 +184,8 @@ class PrivateSteps:
 
     def _norms(self, tokens: Longs, documents: Longs) -> Tensor:
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
-        self._taped_pass(tokens[:, :-1], targets, documents[:, :-1])
-        return self.tape.clipped(np.arange(len(tokens)), 1.0).norms_R
+        self._taped_pass(np.arange(len(tokens)), tokens[:, :-1], targets, documents[:, :-1])
+        return self.tape.clipped(1.0).norms_R
 
     def _clipped_sum(self, step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         request = self.ledger.paper.plan.request
@@ -198,9 +198,11 @@ class PrivateSteps:
                 windows.counted_in(self.own.document_records), windows.tokens[:, 1:], -100
             )
             losses.append(
-                self._taped_pass(windows.tokens[:, :-1], targets, windows.documents[:, :-1])
+                self._taped_pass(
+                    part.records, windows.tokens[:, :-1], targets, windows.documents[:, :-1]
+                )
             )
-            clipped = self.tape.clipped(part.records, request.clip_norm)
+            clipped = self.tape.clipped(request.clip_norm)
             norms.append(clipped.norms_R.cpu())
             for name, tensor in clipped.sums.items():
                 sums[name] += tensor
@@ -213,13 +215,13 @@ class PrivateSteps:
         }
         return sums, figures
 
-    def _taped_pass(self, tokens: Longs, targets: Longs, documents: Longs) -> float:
+    def _taped_pass(self, records: Longs, tokens: Longs, targets: Longs, documents: Longs) -> float:
         """One pass forward and back of whole windows; the tape has what came of it."""
         inputs_BT, targets_BT, documents_BT = (
             torch.from_numpy(np.ascontiguousarray(part)).to(self.compute.device)
             for part in (tokens, targets, documents)
         )
-        with self.tape.recording(*inputs_BT.shape):
+        with self.tape.recording(records, inputs_BT.shape[1]):
             self.pair.expect(inputs_BT, documents_BT)
             with self.compute.autocast():
                 total = training_loss(
