@@ -195,7 +195,8 @@ class _Part:
     def squared_norms(self) -> Tensor:
         """Squared norms of the gradients, float64 ``[R]``: directly, or by Gram matrices."""
         if self._products_ROI is not None:
-            return torch.linalg.vector_norm(self._products_ROI, dim=(1, 2)).double().square_()
+            norms_R: Tensor = torch.linalg.vector_norm(self._products_ROI, dim=(1, 2))
+            return norms_R.double().square_()
         records, positions, _ = self._fed_RNI.shape
         step = max(1, _CHUNK_NUMBERS // (2 * positions**2))
         parts = []
@@ -214,8 +215,8 @@ class _Part:
         every = bool(whole.all())  # zero times no number is no number
         if self._products_ROI is not None:
             products = self._products_ROI if every else self._products_ROI[whole]
-            summed = factors[whole] @ products.flatten(1)
-            return summed.view(self._products_ROI.shape[1:])
+            direct_OI: Tensor = (factors[whole] @ products.flatten(1)).view(products.shape[1:])
+            return direct_OI
         fed, gradient = self._fed_RNI, self._gradient_RNO
         if not every:
             fed, gradient, factors = fed[whole], gradient[whole], factors[whole]
