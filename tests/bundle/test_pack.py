@@ -162,10 +162,94 @@ def test_a_run_changed_since_is_refused(home: Path, run: Path) -> None:
         pack(run, home / "clinic.pem", run.parent / "out")
 
 
-def test_a_private_run_is_refused_until_its_ledger_can_be_packed(home: Path, run: Path) -> None:
-    _edit(run, private=True)
-    with pytest.raises(StateError, match="ledger"):
+GUARANTEE = {
+    "epsilon": 3.98,
+    "delta": 1e-6,
+    "accountant": "privacy loss distributions",
+    "accountant_version": "dp-accounting 0.6.0",
+    "epsilon_rdp": 4.41,
+    "relation": "add or remove one record",
+    "record_key": "patient_id",
+    "max_windows_per_record": 2,
+    "window_tokens": 256,
+    "sampling": "Poisson",
+    "sampling_rate": 0.0125,
+    "clip_norm": 0.5,
+    "noise_multiplier": 0.83,
+    "steps": 300,
+    "table_noise_multiplier": 12.5,
+    "tuning_runs": 2,
+    "generator": "Philox 4x64",
+    "outside": papers.OUTSIDE,
+}
+
+
+def _made_private(run: Path) -> None:
+    (run / "ledger.json").write_text("what a ledger says is for its owner\n")
+    promise = papers.Guarantee.model_validate(GUARANTEE)
+    _edit(
+        run, privacy=promise.model_dump(mode="json"), ledger_sha256=digest_file(run / "ledger.json")
+    )
+
+
+def test_the_promise_of_a_private_run_is_told_and_its_ledger_stays(home: Path, run: Path) -> None:
+    _made_private(run)
+    out = run.parent / "out"
+    pack(run, home / "clinic.pem", out)
+    with verify_bundle(out, anchor=None, keys=None) as bundle:
+        privacy = bundle.manifest.privacy
+    assert privacy.differential_privacy
+    assert privacy.guarantee == papers.Guarantee.model_validate(GUARANTEE)
+    for told in ("epsilon 3.98", "delta 1e-06", "one patient_id", "2 earlier runs", "300 steps"):
+        assert told in privacy.statement
+    assert all(words in privacy.statement for words in papers.OUTSIDE)
+    assert privacy.statement in (out / "README.md").read_text("utf-8")
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["README.md", "expert.safetensors", "manifest.json", "signature.json"]
+    )
+
+
+def test_without_privacy_it_says_so(home: Path) -> None:
+    with verify_bundle(home / "clinic.expert", anchor=None, keys=None) as bundle:
+        privacy = bundle.manifest.privacy
+    assert (privacy.differential_privacy, privacy.guarantee) == (False, None)
+    assert privacy.statement.startswith("Trained without differential privacy.")
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed"])
+def test_a_private_run_whose_ledger_does_not_fit_is_refused(
+    home: Path, run: Path, harm: str
+) -> None:
+    _made_private(run)
+    if harm == "missing":
+        (run / "ledger.json").unlink()
+    else:
+        (run / "ledger.json").write_text("less was spent\n")
+    with pytest.raises(StateError, match="ledger is missing, or changed"):
         pack(run, home / "clinic.pem", run.parent / "out")
+
+
+def test_a_promise_without_a_ledger_or_without_numbers_is_none(run: Path) -> None:
+    promise = papers.Guarantee.model_validate(GUARANTEE)
+    paper = papers.read_paper(papers.RunPaper, run / "run.json")
+    for change in ({"privacy": promise}, {"ledger_sha256": "0" * 64}):
+        with pytest.raises(ValueError, match="a guarantee and a ledger"):
+            papers.RunPaper.model_validate({**dict(paper), **change})
+    for private, numbers in ((True, None), (False, promise)):
+        with pytest.raises(ValueError, match="exactly where there is a guarantee"):
+            papers.PrivacyStatement(differential_privacy=private, statement="", guarantee=numbers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"epsilon": 0.0}, {"epsilon": float("inf")}, {"delta": 1.0}, {"sampling_rate": 1.5}),
+        *({"relation": "replace one"}, {"record_key": "a\x1b[0m"}, {"generator": "\u202e"}),
+    ],
+)
+def test_a_promise_that_is_none_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        papers.Guarantee.model_validate(GUARANTEE | change)
 
 
 def test_a_run_that_is_none_is_refused(home: Path, run: Path) -> None:

@@ -246,3 +246,49 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> No
     (folder / "packed.json").unlink()
     with pytest.raises(FormatError):
         PackedText.open(folder)
+
+
+@settings(deadline=None, max_examples=50)
+@given(documents=DOCUMENTS, window_tokens=st.integers(1, 20))
+def test_packed_by_record_no_window_mixes_records(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Tokenizer,
+    documents: list[Document],
+    window_tokens: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("pack") / "text"
+    packed = pack(
+        documents, tokenizer, folder, window_tokens=window_tokens, align=False, by_record=True
+    )
+    names = sorted({d.record for d in documents}, key=lambda r: hashlib.sha256(r.encode()).digest())
+    # The oracle: each record's documents after each other, padded to whole windows.
+    expected: list[list[int]] = []
+    for name in names:
+        tokens = [
+            t for d in documents if d.record == name for t in (0, *plain_tokens(tokenizer, d.text))
+        ]
+        expected.append(tokens + [0] * (-len(tokens) % window_tokens))
+    first, count = packed.record_windows()
+    assert len(first) == packed.num_records == len(names)
+    for number, tokens in enumerate(expected):
+        windows = packed.windows(np.arange(first[number], first[number] + count[number]))
+        assert windows.tokens[:, :-1].flatten().tolist() == tokens
+        counted = windows.counted_in(packed.document_records)
+        real = windows.documents[:, 1:][counted]
+        assert set(packed.document_records[real].tolist()) <= {number}
+        texts = [plain_tokens(tokenizer, d.text) for d in documents if d.record == names[number]]
+        assert int(counted.sum()) == sum(map(len, texts)) + len(texts) - 1
+    whole = [
+        t
+        for name in names
+        for d in documents
+        if d.record == name
+        for t in plain_tokens(tokenizer, d.text)
+    ]
+    assert [t for record in packed.record_tokens() for t in record.tolist()] == whole
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [
+            *(f"{name}.bin" for name in ("tokens", "starts", "ends", "bytes", "records")),
+            "packed.json",
+        ]
+    )

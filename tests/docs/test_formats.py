@@ -19,6 +19,7 @@ from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
 from moiety.merge.exporting import ExportPaper
 from moiety.merge.roster import Roster
+from moiety.privacy.ledger import LedgerPaper
 from moiety.study.paper import StudyReport
 from moiety.study.plan import StudyPlan
 from moiety.train.trained import TrainedPaper
@@ -27,6 +28,7 @@ FORMATS = DOCS / "formats.md"
 PAPERS: dict[str, type[BaseModel]] = {
     "anchor.json": papers.AnchorPaper,
     "run.json": papers.RunPaper,
+    "ledger.json": LedgerPaper,
     "trained.json": TrainedPaper,
     "manifest.json": papers.Manifest,
     "signature.json, order.json, receipt.json: the envelope": Envelope,

@@ -32,10 +32,7 @@ from moiety.errors import StateError
 from moiety.files import digest_bytes, digest_file, new_folder, read_limited
 from moiety.tensors import TensorFile, TensorPlan, open_tensors, write_tensors
 
-_NO_PRIVACY = (
-    "Trained without differential privacy. An expert can remember parts of the text it was "
-    "trained on; audit it before you send it."
-)
+LEDGER = "ledger.json"
 
 
 def pack(
@@ -82,9 +79,11 @@ def _read_run(run: Path) -> RunPaper:
     weights = run / WEIGHTS
     if weights.stat().st_size != paper.expert.bytes or digest_file(weights) != paper.expert.sha256:
         raise StateError("the expert changed since the run ended", where=weights)
-    if paper.private:
-        # Fail closed: a promise of privacy must come with the ledger that proves it.
-        raise StateError("a private run needs a ledger, which this version cannot pack", where=run)
+    if paper.ledger_sha256 is not None:
+        # Fail closed: a promise of privacy must come with the ledger that it was counted in.
+        ledger = run / LEDGER
+        if not ledger.is_file() or digest_file(ledger) != paper.ledger_sha256:
+            raise StateError("the ledger is missing, or changed since the run ended", where=ledger)
     return paper
 
 
@@ -128,7 +127,7 @@ def _write_manifest(
         recipe=_recipe(run),
         text_size=text_size(run.text.bytes),
         text=run.text if disclose_counts else None,
-        privacy=PrivacyStatement(differential_privacy=False, statement=_NO_PRIVACY),
+        privacy=PrivacyStatement.of(run.privacy),
         probe=PublicProbe(
             public_bits_per_byte=PublicBits(
                 anchor=round(public.anchor, 3), pair=round(public.pair, 3)

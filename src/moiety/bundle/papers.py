@@ -19,6 +19,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator
 
+from moiety.bundle.promise import OUTSIDE as OUTSIDE
+from moiety.bundle.promise import Guarantee as Guarantee
+from moiety.bundle.promise import PrivacyStatement as PrivacyStatement
 from moiety.bundle.terms import Terms as Terms
 from moiety.bundle.terms import read_terms as read_terms
 from moiety.errors import FormatError
@@ -257,7 +260,14 @@ class RunPaper(ExpertFacts):
     tokens_seen: Count
     seconds: Annotated[float, Field(ge=0.0)]
     result: RunResult
-    private: bool = False
+    privacy: Guarantee | None = None
+    ledger_sha256: Digest | None = None
+
+    @model_validator(mode="after")
+    def _a_promise_has_a_ledger(self) -> RunPaper:
+        if (self.privacy is None) != (self.ledger_sha256 is None):
+            raise ValueError("a private run has a guarantee and a ledger, another has neither")
+        return self
 
 
 class Recipe(Paper):
@@ -266,13 +276,6 @@ class Recipe(Paper):
     method: Literal["density-ratio pair"] = "density-ratio pair"
     rank: Annotated[int, Field(ge=1)] | None
     versions: dict[Literal["moiety", "torch", "transformers"], Version]
-
-
-class PrivacyStatement(Paper):
-    """What the owner promises about leaks, in words."""
-
-    differential_privacy: bool
-    statement: Annotated[str, Field(max_length=2000)]
 
 
 class PublicBits(Paper):

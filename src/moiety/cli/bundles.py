@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moiety.cli import screen
 from moiety.cli.options import AsJson
 from moiety.errors import ConfigError, FormatError, InputError
+
+if TYPE_CHECKING:
+    from moiety.bundle import papers
 
 keys = typer.Typer(no_args_is_help=True, help="Make the key an owner or a coordinator signs with.")
 order = typer.Typer(no_args_is_help=True, help="Write a signed order to a coordinator.")
@@ -154,6 +157,7 @@ def _verify_folder(path: Path, allowed: set[str] | None, anchor: Path | None) ->
                 "key": bundle.key,
                 "terms": bundle.manifest.terms.summary(),
                 "privacy": bundle.manifest.privacy.statement,
+                **_promise(bundle.manifest.privacy.guarantee),
                 "flags": bundle.flags,
             }
     if (path / "anchor.json").exists():
@@ -162,6 +166,14 @@ def _verify_folder(path: Path, allowed: set[str] | None, anchor: Path | None) ->
     raise FormatError(
         "not an anchor, a bundle or a release", where=path, remedy="name one of their folders"
     )
+
+
+def _promise(guarantee: papers.Guarantee | None) -> dict[str, Any]:
+    """An owner's promise in numbers; it is the owner's word, and no check."""
+    if guarantee is None:
+        return {}
+    facts = guarantee.model_dump(mode="json", exclude={"outside"})
+    return {"promised": ", ".join(f"{name} {value}" for name, value in facts.items())}
 
 
 def _verify_file(path: Path, allowed: set[str] | None, release: Path | None) -> dict[str, Any]:

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 RecordKey = Annotated[
     str | None, typer.Option(help="Field that says whose record it is (patient, account).")
 ]
+Epsilon = Annotated[
+    float | None, typer.Option(help="Train with differential privacy: what may be spent in all.")
+]
+Delta = Annotated[
+    float | None, typer.Option(help="Chance that it fails; default: a tenth of one record.")
+]
+TuningRuns = Annotated[
+    int | None, typer.Option(help="Earlier runs on this text to count; default: they are not.")
+]
 Heldout = Annotated[
     list[str] | None,
     typer.Option(help="Text to judge on; default: a share of your own, chosen by hash."),
@@ -49,6 +58,9 @@ def train(
     record_key: RecordKey = None,
     heldout: Heldout = None,
     skip_bad: SkipBad = False,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    tuning_runs: TuningRuns = None,
     as_json: AsJson = False,
 ) -> None:
     """Train your expert beside the frozen anchor, on text that never leaves the run's folder.
@@ -56,13 +68,23 @@ def train(
     Interrupt with Ctrl-C and go on with --resume. At the end you see what your text gained and
     that public text did not suffer.
 
+    With --epsilon the expert keeps a promise for each record, also about its table of evidence.
+    Name records by --record-key: without it each document is one.
+
     Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """
     from moiety.data import Sources
     from moiety.train import ExpertPlan, TrainConfig, train_expert
 
     screen.quiet_libraries()
-    named = {"pair.rank": rank, "budget.tokens": tokens, "seed": seed}
+    named = {
+        "pair.rank": rank,
+        "budget.tokens": tokens,
+        "seed": seed,
+        "privacy.epsilon": epsilon,
+        "privacy.delta": delta,
+        "privacy.tuning_runs": tuning_runs,
+    }
     assignments = [*(set_ or []), *(f"{k}={v}" for k, v in named.items() if v is not None)]
     settings = TrainConfig().resolve(config, assignments)
     own = Sources(data, text_field, record_key, skip_bad)
@@ -75,7 +97,7 @@ def train(
 
 
 def _facts(paper: papers.RunPaper) -> dict[str, Any]:
-    chosen = {"owner", "result", "steps", "tokens_seen", "seconds"}
+    chosen = {"owner", "result", "steps", "tokens_seen", "seconds", "privacy"}
     return paper.model_dump(mode="json", include=chosen)
 
 
@@ -97,5 +119,21 @@ def _tell(paper: papers.RunPaper, out: Path, left_out: str) -> None:
         f"{paper.seconds:,.0f} s; lower is better"
     )
     screen.say(f"  left out: {left_out}")
+    if paper.privacy is not None:
+        _tell_privacy(paper.privacy)
     screen.note(f"next: moiety keys new --out {paper.owner}.pem, then")
     screen.note(f"      moiety pack {out} --key {paper.owner}.pem --out {paper.owner}.expert")
+
+
+def _tell_privacy(promise: papers.Guarantee) -> None:
+    screen.figures(
+        [
+            ("privacy", f"epsilon {promise.epsilon:.3f} at delta {promise.delta:.2g}"),
+            ("by Rényi", f"epsilon {promise.epsilon_rdp:.3f}, a looser count of the same"),
+            ("record", promise.unit),
+            ("noise", f"{promise.noise_multiplier:.3f} times {promise.clip_norm:g}, each step"),
+        ]
+    )
+    if promise.tuning_runs is None:
+        screen.note("earlier runs on this text are not counted; --tuning-runs N counts them")
+    screen.note("the numbers on your held-out text are not private: they stay in the run")

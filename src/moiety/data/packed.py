@@ -15,7 +15,7 @@ Dimensions: B windows asked for, T tokens a window, D documents, S tokens in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ class PackedPaper(BaseModel):
     window_tokens: int = Field(gt=0)
     dtype: Literal["uint16", "uint32"]
     align: bool
+    by_record: bool = False
     separator: int = Field(ge=0)
     stream_tokens: int = Field(gt=0)
     documents: int = Field(gt=0)
@@ -66,6 +67,14 @@ class Windows:
     tokens: Longs
     documents: Longs
 
+    def counted_in(self, records: Longs) -> npt.NDArray[np.bool_]:
+        """Which targets continue their input's record, ``[B, T]``; ``records`` [D] is whose each
+        document is."""
+        real = (self.documents[:, 1:] >= 0) & (self.documents[:, :-1] >= 0)
+        whose = records[np.maximum(self.documents, 0)]
+        own: npt.NDArray[np.bool_] = real & (whose[:, 1:] == whose[:, :-1])
+        return own
+
     @property
     def counted(self) -> npt.NDArray[np.bool_]:
         """Which targets continue their input's document, ``[B, T]``."""
@@ -80,6 +89,7 @@ class PackedText:
     def __init__(self, folder: Path, paper: PackedPaper) -> None:
         self.folder = folder
         self.align = paper.align
+        self.by_record = paper.by_record
         self.separator = paper.separator
         self.window_tokens = paper.window_tokens
         self.num_documents = paper.documents
@@ -87,7 +97,8 @@ class PackedText:
         self.num_tokens = paper.tokens
         self.num_bytes = paper.bytes
         # The last token is only ever a target; an aligned stream ends on a window's border.
-        targets = paper.stream_tokens - (0 if paper.align else 1)
+        whole = paper.align or paper.by_record
+        targets = paper.stream_tokens - (0 if whole else 1)
         self.num_windows = -(-targets // paper.window_tokens)
         self._stream = _open_column(folder / "tokens.bin", paper.dtype, paper.stream_tokens)
         self._starts, self._ends, self.document_bytes, self.document_records = (
@@ -138,6 +149,22 @@ class PackedText:
         first = self._starts[documents] // self.window_tokens
         count = -(-(self._ends[documents] - self._starts[documents]) // self.window_tokens)
         return np.concatenate([np.arange(a, a + n) for a, n in zip(first, count, strict=True)])
+
+    def record_windows(self) -> tuple[Longs, Longs]:
+        """The first window of each record, and how many it has, ``[N]``; by record only."""
+        if not self.by_record:
+            raise ValueError("only a text that is packed by record has windows of one record")
+        first_documents = np.flatnonzero(np.diff(self.document_records, prepend=-1))
+        first_N = self._starts[first_documents] // self.window_tokens
+        return first_N, np.diff(first_N, append=self.num_windows)
+
+    def record_tokens(self) -> Iterator[npt.NDArray[Any]]:
+        """The tokens of each record, separators left out, where its documents stand together."""
+        borders = np.flatnonzero(np.diff(self.document_records, prepend=-1))
+        for begin, end in zip(borders, [*borders[1:], self.num_documents], strict=True):
+            yield np.concatenate(
+                [self._stream[self._starts[at] + 1 : self._ends[at]] for at in range(begin, end)]
+            )
 
     def target_places(self, indices: npt.ArrayLike) -> Longs:
         """Which token of its document each target is, from 1, ``[B, T]``; 0 for a separator.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,15 @@ def pack_text(
     window_tokens: int,
     separator: int,
     align: bool,
+    by_record: bool = False,
     progress: Progress | None = None,
 ) -> PackedText:
     """Tokenizes documents into a new folder, which appears whole or not at all.
 
     With ``align`` each document begins on a window's border, so that no window mixes documents;
-    without it they follow each other directly. ``progress`` hears the bytes of text done.
+    with ``by_record`` each record does, its documents side by side, so that no window mixes
+    records; without either they follow each other directly. ``progress`` hears the bytes of text
+    done.
 
     Raises:
         DataError: no document, or (unaligned) fewer tokens than one window.
@@ -54,7 +58,7 @@ def pack_text(
     with new_folder(folder) as new, PackedWriter(new, layout) as writer:
         for text in _encode(documents, encoder, progress):
             writer.add(text)
-        writer.finish()
+        (_gathered(writer) if by_record else writer).finish()
     return PackedText.open(folder)
 
 
@@ -66,9 +70,10 @@ def pack_split(
     window_tokens: int,
     separator: int,
     heldout_fraction: float = 0.05,
+    by_record: bool = False,
     progress: Progress | None = None,
 ) -> tuple[PackedText, PackedText]:
-    """Packs ``train/`` (together) and ``heldout/`` (aligned) in one pass over the documents.
+    """Packs ``train/`` (together, or by record) and ``heldout/`` (aligned).
 
     Each record goes whole to the side that the hash of its name says, whatever the order of the
     files. If that leaves a side empty, the record whose hash lies nearest the border moves there.
@@ -95,7 +100,7 @@ def pack_split(
             train = stack.enter_context(_move_record(train, heldout, position=0))
         elif train.num_documents == 0:
             heldout = stack.enter_context(_move_record(heldout, train, position=-1))
-        train.finish()
+        (_gathered(train) if by_record else train).finish()
         heldout.finish()
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
 
@@ -138,6 +143,33 @@ def _move_record(full: PackedWriter, empty: PackedWriter, *, position: int) -> P
         raise
     shutil.rmtree(aside)
     return rest
+
+
+def _gathered(scattered: PackedWriter) -> PackedWriter:
+    """The same text with each record's documents side by side, on windows of their own.
+
+    Records stand in the order of their hashes; documents of one keep theirs.
+    """
+    scattered.close()
+    if scattered.num_documents == 0:
+        return scattered
+    aside = scattered.folder / "scattered"
+    aside.mkdir()
+    for path in sorted(scattered.folder.glob("*.bin")):
+        path.rename(aside / path.name)
+    digests = read_digests(aside)
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    gathered = PackedWriter(
+        scattered.folder, replace(scattered.layout, align=False, by_record=True)
+    )
+    try:
+        for text in read_added(aside, scattered.layout, scattered.where, order):
+            gathered.add(text)
+    except BaseException:
+        gathered.close()
+        raise
+    shutil.rmtree(aside)
+    return gathered
 
 
 def _encode(

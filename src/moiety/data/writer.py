@@ -33,6 +33,7 @@ class Layout:
     separator: int
     align: bool
     dtype: np.dtype[Any]
+    by_record: bool = False
 
     def __post_init__(self) -> None:
         if self.window_tokens < 1:
@@ -70,6 +71,7 @@ class PackedWriter:
         self._num_tokens = 0
         self._num_bytes = 0
         self._stream_tokens = 0
+        self._last_digest = b""
         self._files = {name: (folder / f"{name}.bin").open("wb", _BUFFER_BYTES) for name in _FILES}
 
     def __enter__(self) -> PackedWriter:
@@ -90,6 +92,9 @@ class PackedWriter:
 
     def add(self, text: EncodedText) -> None:
         """Appends one document: separator, tokens and, where aligned, padding."""
+        if self.layout.by_record and text.digest != self._last_digest:
+            self._write_separators(-self._stream_tokens % self.layout.window_tokens)
+        self._last_digest = text.digest
         start = self._stream_tokens
         end = start + 1 + len(text.ids)
         padding = -end % self.layout.window_tokens if self.layout.align else 0
@@ -112,7 +117,9 @@ class PackedWriter:
         """
         if self.num_documents == 0:
             raise DataError("no document", remedy="name files that hold text")
-        if not self.layout.align:
+        if self.layout.by_record:
+            self._write_separators(-self._stream_tokens % self.layout.window_tokens)
+        elif not self.layout.align:
             self._write_separators(1)
             self._check_one_window()
         self.close()
@@ -121,6 +128,7 @@ class PackedWriter:
             window_tokens=self.layout.window_tokens,
             dtype="uint16" if self.layout.dtype.itemsize == 2 else "uint32",
             align=self.layout.align,
+            by_record=self.layout.by_record,
             separator=self.layout.separator,
             stream_tokens=self._stream_tokens,
             documents=self.num_documents,
@@ -153,15 +161,18 @@ def read_digests(folder: Path) -> npt.NDArray[Any]:
     return np.fromfile(folder / "digests.bin", dtype=">u8").reshape(-1, 2)
 
 
-def read_added(folder: Path, layout: Layout, where: str) -> Iterator[EncodedText]:
-    """Every document of an unfinished, closed text, in the order it was added."""
+def read_added(
+    folder: Path, layout: Layout, where: str, order: npt.NDArray[Any] | None = None
+) -> Iterator[EncodedText]:
+    """Every document of an unfinished, closed text, in the order it was added, or another."""
     stream = np.memmap(folder / "tokens.bin", dtype=layout.dtype, mode="r")
     starts, ends, sizes = (
         np.fromfile(folder / f"{name}.bin", dtype="<i8") for name in ("starts", "ends", "bytes")
     )
     digests = read_digests(folder)
-    for start, end, size, digest in zip(starts, ends, sizes, digests, strict=True):
-        yield EncodedText(stream[start + 1 : end], int(size), digest.tobytes(), where)
+    for at in range(len(digests)) if order is None else order:
+        ids = stream[starts[at] + 1 : ends[at]]
+        yield EncodedText(ids, int(sizes[at]), digests[at].tobytes(), where)
 
 
 def _number_records(folder: Path) -> int:

@@ -6,7 +6,7 @@ Legend: B window, T target position, N token, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,8 +49,10 @@ def training_loss(
     inputs_BT: Tensor,
     targets_BT: Tensor,
     decoder: Callable[..., Any] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Mean cross-entropy over the targets that are not -100, with a gradient.
+    """Mean or summed cross-entropy over the targets that are not -100, with a gradient.
 
     ``decoder`` is the backbone's decoder as the trainer wants it run (compiled, say).
 
@@ -63,5 +65,6 @@ def training_loss(
         hidden_ND,
         weight_VD.to(hidden_ND.dtype),
         targets_BT.reshape(-1),
+        reduction=reduction,
         options=torch.nn.LinearCrossEntropyOptions(),
     )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from moiety.data import PackedText
+from moiety.errors import ConfigError
+from moiety.train.config import TrainConfig
 
 Longs = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -35,6 +37,19 @@ class Shares:
 
     own: int
     public: int = 0
+
+
+def window_shares(config: TrainConfig) -> Shares:
+    """How many windows of a step are the owner's, and how many public.
+
+    Raises:
+        ConfigError: none is left for the owner's text.
+    """
+    windows = config.batch.windows
+    public = round(config.data.public_share * windows)
+    if public >= windows:
+        raise ConfigError("no window is left for the owner's text", where="data.public_share")
+    return Shares(windows - public, public)
 
 
 class StepBatches:

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,15 +24,17 @@ from moiety.errors import ConfigError, StateError
 from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import load_dense, training_loss
+from moiety.privacy import Ledger
 from moiety.tensors import array_plan, write_tensors
-from moiety.train.batches import Shares, StepBatches, whole_steps
+from moiety.train.batches import StepBatches, whole_steps, window_shares
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
 from moiety.train.loop import Job, Loop, Outcome
 from moiety.train.pair import Pair
+from moiety.train.private import PrivateSteps, guarantee_of, open_ledger
 from moiety.train.stopping import resumable
-from moiety.train.table import evidence_table
+from moiety.train.table import evidence_table, private_table
 from moiety.train.texts import Texts, prepare_texts
 
 OWN_EPOCHS = 3
@@ -98,38 +100,55 @@ def _train(
     config = plan.config
     tokens = config.budget.tokens or default_tokens(texts.own, anchor.paper, config)
     steps = whole_steps(tokens, config.batch.windows, config.data.window_tokens)
+    private = config.privacy.epsilon is not None
+    ledger = open_ledger(plan.out, config, texts.own, steps) if private else None
     compute = resolve_compute(config.compute, steps)
     backbone = load_dense(plan.anchor, dtype=torch.float32, device=compute.device)
     if config.data.window_tokens > backbone.config.max_position_embeddings:
         raise ConfigError("longer than the anchor's positions", where="data.window_tokens")
     before = _judge_both(backbone, None, texts, config, compute)
-    table = evidence_table(texts.own, texts.public, backbone.config.vocab_size)
+    vocabulary = backbone.config.vocab_size
+    table = (
+        evidence_table(texts.own, texts.public, vocabulary)
+        if ledger is None
+        else private_table(texts.own, texts.public, vocabulary, ledger)
+    )
     pair = Pair(backbone, table, rank=config.pair.rank, seed=config.seed)
     compute.prepare_frozen(backbone)
     frozen = frozen_digest(backbone)
-    job = expert_job(pair, texts, config, compute, steps, plan.owner)
+    job = expert_job(pair, texts, config, compute, steps, plan.owner, ledger)
     outcome = Loop(job, config, plan.out, quiet=quiet).run(resume=resume)
     if frozen_digest(backbone) != frozen:
         raise StateError("a frozen tensor changed during training", where=plan.out)
     after = _judge_both(backbone, pair, texts, config, compute)
     expert = _write_expert(pair, plan.out / "expert.safetensors")
     result = papers.RunResult(heldout=_bits(before[0], after[0]), public=_bits(before[1], after[1]))
-    paper = _run_paper(plan, anchor, texts.facts(), expert, outcome, result)
+    paper = _run_paper(plan, anchor, texts.facts(), expert, outcome, result, ledger)
     papers.write_paper(plan.out / RUN_PAPER, paper)
     shutil.rmtree(plan.out / "checkpoints", ignore_errors=True)
     return paper
 
 
 def expert_job(
-    pair: Pair, texts: Texts, config: TrainConfig, compute: Compute, steps: int, title: str
+    pair: Pair,
+    texts: Texts,
+    config: TrainConfig,
+    compute: Compute,
+    steps: int,
+    title: str,
+    ledger: Ledger | None = None,
 ) -> Job:
-    """The pair is trained on own and public text; judged on the owner's held-out text."""
-    windows = config.batch.windows
-    public_windows = round(config.data.public_share * windows)
-    if public_windows >= windows:
-        raise ConfigError("no window is left for the owner's text", where="data.public_share")
-    shares = Shares(windows - public_windows, public_windows)
-    batches = StepBatches(texts.own, texts.public, shares, config.seed)
+    """The pair is trained on own and public text; judged on the owner's held-out text.
+
+    With a ledger it is trained privately.
+    """
+    batches = StepBatches(texts.own, texts.public, window_shares(config), config.seed)
+    fill = None
+    if ledger is not None:
+        compute = replace(compute, compiled=False)  # compiled code would hide the clipper's tape
+        private = PrivateSteps(pair, texts, config, compute, ledger)
+        private.check_isolated()
+        fill = private.fill
     backbone, decoder = pair.backbone, compute.decoder(pair.backbone)
 
     def losses(step: int) -> Iterator[Tensor]:
@@ -148,8 +167,9 @@ def expert_job(
         parameters=pair.trainable(),
         losses=losses,
         judge=judge,
-        tokens_per_step=windows * config.data.window_tokens,
+        tokens_per_step=config.batch.windows * config.data.window_tokens,
         num_steps=steps,
+        fill=fill,
     )
 
 
@@ -164,12 +184,19 @@ def frozen_digest(backbone: Olmo2ForCausalLM) -> str:
 
 
 def default_tokens(own: PackedText, anchor: papers.AnchorPaper, config: TrainConfig) -> int:
-    """Training tokens when nobody says: a few passes, bounded by the size of the anchor."""
+    """Training tokens when nobody says: a few passes, bounded by the size of the anchor.
+
+    How many steps a private run made is told, so there a pass follows from the number of records.
+    """
     parameters = sum(
         tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1)
         for tensor in anchor.tensors.values()
     )
-    passes = OWN_EPOCHS * own.num_tokens / (1 - config.data.public_share)
+    tokens = own.num_tokens
+    if config.privacy.epsilon is not None:
+        windows = own.num_records * config.privacy.max_windows_per_record
+        tokens = windows * config.data.window_tokens
+    passes = OWN_EPOCHS * tokens / (1 - config.data.public_share)
     return round(min(passes, TOKENS_PER_PARAMETER * parameters))
 
 
@@ -220,7 +247,12 @@ def _run_paper(
     expert: papers.FileFacts,
     outcome: Outcome,
     result: papers.RunResult,
+    ledger: Ledger | None,
 ) -> papers.RunPaper:
+    promise = digest = None
+    if ledger is not None:
+        promise = guarantee_of(ledger, plan.config, plan.sources.record_key)
+        digest = digest_file(ledger.path)
     return papers.RunPaper(
         family=anchor.paper.family,
         num_layers=anchor.paper.num_layers,
@@ -239,6 +271,8 @@ def _run_paper(
         tokens_seen=outcome.tokens_seen,
         seconds=round(outcome.seconds, 1),
         result=result,
+        privacy=promise,
+        ledger_sha256=digest,
     )
 
 
@@ -250,6 +284,7 @@ def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
         "owner": plan.owner,
         "anchor": anchor_digest,
         "text": sources,
+        "privacy": plan.config.privacy.model_dump(mode="json"),
     }
     path = plan.out / START_PAPER
     if (plan.out / RUN_PAPER).exists():
@@ -263,7 +298,7 @@ def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
         )
     if parse_json(read_limited(path), path) != start:
         raise StateError(
-            "this run was begun for another owner, anchor or text",
+            "this run was begun for another owner, anchor or text, or with another privacy",
             where=plan.out,
             remedy="resume with the same ones, or begin a new run in another folder",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moiety.errors import StateError
+from moiety.errors import ConfigError, StateError
 from moiety.files import naming_full_disk
 from moiety.train.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from moiety.train.config import TrainConfig
@@ -38,6 +38,9 @@ class Job:
     judge: Callable[[], float]
     tokens_per_step: int
     num_steps: int
+    fill: Callable[[int], dict[str, float]] | None = None
+    """Instead of ``losses``: fills the gradients of a private step, returns figures with ``loss``.
+    Which weights are best on private text is private too, so the last are kept."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Loop:
     """Runs one job in one folder."""
 
     def __init__(self, job: Job, config: TrainConfig, folder: Path, *, quiet: bool = False) -> None:
+        if (config.privacy.epsilon is None) != (job.fill is None):
+            # Fail closed: what cannot be trained privately must not look as if it were.
+            raise ConfigError(
+                "only an owner's expert can be trained privately", where="privacy.epsilon"
+            )
         self.job, self.config, self.folder, self.quiet = job, config, folder, quiet
         self.optimizer = _optimizer(job, config)
         self.best = {name: p.detach().clone() for name, p in job.parameters.items()}
@@ -124,10 +132,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for loss in self.job.losses(self.at.step):
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        figures = (self.job.fill or self._descend)(self.at.step)
+        total = figures["loss"]
         if not math.isfinite(total):
             raise StateError(
                 f"the loss is {total} at step {self.at.step}",
@@ -136,12 +142,19 @@ class Loop:
             )
         norm = nn.utils.clip_grad_norm_(self.job.parameters.values(), optim.clip_norm)
         self.optimizer.step()
-        return {"loss": total, "gradient_norm": float(norm), "learning_rate": rate}
+        return figures | {"gradient_norm": float(norm), "learning_rate": rate}
+
+    def _descend(self, step: int) -> dict[str, float]:
+        total = 0.0
+        for loss in self.job.losses(step):
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return {"loss": total}
 
     def _look(self, log: RunLog) -> None:
         value = self.job.judge()
         log.look(self.at.step, "heldout_loss", value)
-        if value < self.at.best:
+        if self.job.fill is not None or value < self.at.best:
             self.at.best, self.at.best_step, self.at.worse_looks = value, self.at.step, 0
             for name, parameter in self.job.parameters.items():
                 self.best[name].copy_(parameter.detach())

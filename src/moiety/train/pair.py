@@ -15,7 +15,7 @@ Source: the pair is Shi et al. 2025, section 3.3.1; the density ratio and the ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,9 @@ from transformers import Olmo2ForCausalLM
 
 from moiety import family
 from moiety.model import Borders, evidence
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""How what is fed is multiplied by a trained matrix; private training puts its tape here."""
 
 
 class FullExpert(nn.Module):
@@ -36,15 +39,16 @@ class FullExpert(nn.Module):
 
     def __init__(self, anchor: nn.Module) -> None:
         super().__init__()
+        self.product: Product = functional.linear
         for name in family.MATRICES:
             start = getattr(anchor, name).weight.detach().float().clone()
             self.register_parameter(name, nn.Parameter(start))
 
     def forward(self, hidden_BTD: Tensor, anchor: nn.Module) -> tuple[Tensor, Tensor]:
         """Outputs of the anchor's block and of this one, each ``[B, T, D]``."""
-        gate_BTF = functional.linear(hidden_BTD, self.gate_proj)
-        up_BTF = functional.linear(hidden_BTD, self.up_proj)
-        own_BTD = functional.linear(functional.silu(gate_BTF) * up_BTF, self.down_proj)
+        gate_BTF = self.product(hidden_BTD, self.gate_proj)
+        up_BTF = self.product(hidden_BTD, self.up_proj)
+        own_BTD = self.product(functional.silu(gate_BTF) * up_BTF, self.down_proj)
         return anchor(hidden_BTD), own_BTD
 
     def tensors(self, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -61,6 +65,7 @@ class LowRankExpert(nn.Module):
 
     def __init__(self, anchor: nn.Module, rank: int, generator: torch.Generator) -> None:
         super().__init__()
+        self.product: Product = functional.linear
         for name in family.MATRICES:
             rows, columns = getattr(anchor, name).weight.shape
             spread = torch.randn(rank, columns, generator=generator) / columns**0.5
@@ -79,8 +84,8 @@ class LowRankExpert(nn.Module):
         return down(public_BTF), own_BTD  # type: ignore[operator]
 
     def _delta(self, name: str, x: Tensor) -> Tensor:
-        inner = functional.linear(x, getattr(self, f"{name}_in"))
-        return functional.linear(inner, getattr(self, f"{name}_out"))
+        inner = self.product(x, getattr(self, f"{name}_in"))
+        return self.product(inner, getattr(self, f"{name}_out"))
 
     def tensors(self, layer: int) -> Iterator[tuple[str, Tensor]]:
         """What is shipped of it, by bundle name."""
@@ -145,6 +150,11 @@ class Pair:
         """Every tensor that may change, by name; all of them float32."""
         named = self.backbone.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def multiply_by(self, product: Product) -> None:
+        """How trained matrices are multiplied from now on."""
+        for layer in self.layers:
+            layer.expert.product = product
 
     def expect(self, tokens_BT: Tensor, documents_BT: Tensor) -> None:
         """What the windows of the coming passes hold.

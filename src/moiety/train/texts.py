@@ -43,7 +43,10 @@ def prepare_texts(
     """Tokenises what is not there yet; a resumed run finds everything in place."""
     public = sample_sources(anchor)
     public_parts = prepare_text(anchor, public, None, config, folder / "public", Skipped())
-    own_parts = prepare_text(anchor, own, heldout, config, folder / "own", skipped)
+    private = config.privacy.epsilon is not None
+    own_parts = prepare_text(
+        anchor, own, heldout, config, folder / "own", skipped, by_record=private
+    )
     return Texts(*own_parts, *public_parts)
 
 
@@ -54,10 +57,15 @@ def prepare_text(
     config: TrainConfig,
     folder: Path,
     skipped: Skipped,
+    *,
+    by_record: bool = False,
 ) -> tuple[PackedText, PackedText]:
-    """One text, tokenised unless it is there: to train on, and to be judged on."""
+    """One text, tokenised unless it is there: to train on, and to be judged on.
+
+    With ``by_record`` no window that is trained on mixes records.
+    """
     if not folder.exists():
-        _pack(anchor, sources, heldout, config, folder, skipped)
+        _pack(anchor, sources, heldout, config, folder, skipped, by_record)
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
 
 
@@ -68,6 +76,7 @@ def _pack(
     config: TrainConfig,
     folder: Path,
     skipped: Skipped,
+    by_record: bool,
 ) -> None:
     tokenizer, separator = load_tokenizer(anchor)
     window = config.data.window_tokens
@@ -81,6 +90,7 @@ def _pack(
             window_tokens=window,
             separator=separator,
             heldout_fraction=fraction,
+            by_record=by_record,
         )
         return
     # The folder's name appears only when both parts stand: a killed run begins this again.
@@ -93,4 +103,5 @@ def _pack(
                 window_tokens=window,
                 separator=separator,
                 align=part == "heldout",
+                by_record=by_record and part == "train",
             )

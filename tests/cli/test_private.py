@@ -1,0 +1,48 @@
+"""``moiety train --epsilon``: from private text to a bundle that says what it promises."""
+
+from __future__ import annotations
+
+import json
+
+from tests import tiny
+
+from moiety.cli import run as moiety
+
+
+def test_from_text_to_a_bundle_that_says_what_it_promises(tiny_anchor, tmp_path, capsys):
+    texts = list(tiny.language(1, 60))
+    lines = [json.dumps({"text": t, "patient": number % 30}) for number, t in enumerate(texts)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    words = ["train", str(tiny_anchor), str(tmp_path / "notes.jsonl"), "--owner", "amy"]
+    words += ["--out", str(tmp_path / "run"), "--record-key", "patient", "--epsilon", "1"]
+    words += ["--delta", "1e-3", "--tuning-runs", "2", "--json"]
+    for setting in (*tiny.SETTINGS, "budget.tokens=512", "privacy.clip_norm=0.3"):
+        words += ["--set", setting]
+    assert moiety(words) == 0
+    screen = capsys.readouterr().out
+    told = json.loads(screen.splitlines()[-1])["privacy"]
+    assert told["epsilon"] <= 1 < told["epsilon_rdp"]
+    assert (told["delta"], told["tuning_runs"], told["clip_norm"]) == (1e-3, 2, 0.3)
+    assert "all documents with one patient" in screen
+
+    key, bundle = str(tmp_path / "amy.pem"), str(tmp_path / "amy.expert")
+    assert moiety(["keys", "new", "--out", key]) == 0
+    assert moiety(["pack", str(tmp_path / "run"), "--key", key, "--out", bundle]) == 0
+    capsys.readouterr()
+    assert moiety(["verify", bundle, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["privacy"].startswith("Trained with differential privacy: epsilon 0.99")
+    assert "2 earlier runs on the same text are counted" in shown["privacy"]
+    assert "clip_norm 0.3" in shown["promised"]
+
+
+def test_a_delta_that_promises_nothing_is_refused_with_a_remedy(tiny_anchor, tmp_path, capsys):
+    text = tiny.write_text(tmp_path / "notes.jsonl", seed=1)
+    words = ["train", str(tiny_anchor), str(text), "--owner", "amy", "--out", str(tmp_path / "run")]
+    words += ["--epsilon", "1", "--delta", "0.5"]
+    for setting in tiny.SETTINGS:
+        words += ["--set", setting]
+    assert moiety(words) == 2
+    error = capsys.readouterr().err
+    assert "promises nothing" in error
+    assert "choose at most" in error
