@@ -15,7 +15,8 @@ _Handler = Callable[[int, FrameType | None], object]
 @contextmanager
 def resumable() -> Iterator[None]:
     """Until the block ends SIGTERM stops as Ctrl-C does, and either says how to go on."""
-    with _handled(signal.default_int_handler, signal.SIGTERM):
+    # SIGINT too: a job in the background is born deaf to it.
+    with _handled(signal.default_int_handler, signal.SIGINT, signal.SIGTERM):
         try:
             yield
         except KeyboardInterrupt as error:
