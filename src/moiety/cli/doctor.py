@@ -15,7 +15,16 @@ from moiety.cli import screen
 from moiety.cli.options import AsJson
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pydantic")
-ALSO_NEEDED = ("cryptography", "typer", "rich", "jinja2", "matplotlib", "tensorboard", "zstandard")
+ALSO_NEEDED = (
+    "cryptography",
+    "dp-accounting",
+    "typer",
+    "rich",
+    "jinja2",
+    "matplotlib",
+    "tensorboard",
+    "zstandard",
+)
 EXTRAS = {"fastapi": "serve", "lm_eval": "eval", "pytest": "dev"}
 
 

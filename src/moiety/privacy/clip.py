@@ -4,7 +4,7 @@ A trained matrix is multiplied through a tape. Going backward, the tape sees wha
 fed and the gradient of what it gave; the matrix itself gets no gradient. Of these two it keeps each
 record's gradient or, where that is larger, the two themselves, from which the gradient's norm
 follows without it. When all matrices were seen, so are the norms, and the clipped sum of all
-records is a weighted sum. Norms are float32, whatever the pass was computed in.
+records is a weighted sum. Norms and sums are float32, whatever the pass was computed in.
 
 Windows must not touch each other in the model: row ``b`` of what a matrix is fed is window ``b``,
 whole. The tape refuses other shapes, as of a mixture whose experts are fed gathered tokens; there
@@ -188,14 +188,18 @@ class _Part:
         outputs = gradient_RNO.shape[2]
         self._products_ROI: Tensor | None = None
         if inputs * outputs <= positions * (inputs + outputs):
-            self._products_ROI = torch.bmm(gradient_RNO.float().mT, fed_RNI.float())
+            # In the pass's own precision, as autograd would. What is normed is what is summed, so
+            # the bound holds for the rounded gradients themselves.
+            self._products_ROI = torch.bmm(gradient_RNO.mT, fed_RNI)
         else:
             self._fed_RNI, self._gradient_RNO = fed_RNI, gradient_RNO
 
     def squared_norms(self) -> Tensor:
         """Squared norms of the gradients, float64 ``[R]``: directly, or by Gram matrices."""
         if self._products_ROI is not None:
-            norms_R: Tensor = torch.linalg.vector_norm(self._products_ROI, dim=(1, 2))
+            norms_R: Tensor = torch.linalg.vector_norm(
+                self._products_ROI, dim=(1, 2), dtype=torch.float32
+            )
             return norms_R.double().square_()
         records, positions, _ = self._fed_RNI.shape
         step = max(1, _CHUNK_NUMBERS // (2 * positions**2))
@@ -215,7 +219,9 @@ class _Part:
         every = bool(whole.all())  # zero times no number is no number
         if self._products_ROI is not None:
             products = self._products_ROI if every else self._products_ROI[whole]
-            direct_OI: Tensor = (factors[whole] @ products.flatten(1)).view(products.shape[1:])
+            direct_OI: Tensor = (factors[whole] @ products.flatten(1).float()).view(
+                products.shape[1:]
+            )
             return direct_OI
         fed, gradient = self._fed_RNI, self._gradient_RNO
         if not every:
