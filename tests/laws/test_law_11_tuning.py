@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.merge.tunings import tune, write_proxies
-from tests.merge.worlds import RANKS, World, assert_same_tree, make_world, tree
+from tests.merge.worlds import RANKS, World, assert_same_tree, merged, tree
 
-from moiety.bundle import signing
-from moiety.merge import admit, merge, tuned, verify_release
+from moiety.merge import admit, tuned, verify_release
 from moiety.merge.withdrawal import removed_digests, verify_receipt_against, withdraw
 
 OWNERS = sorted(RANKS)
@@ -24,26 +21,6 @@ LAW = settings(max_examples=8, deadline=None, derandomize=True)
 teams = st.lists(st.sampled_from(OWNERS), unique=True, min_size=1, max_size=4)
 dtypes = st.sampled_from(["F32", "BF16"])
 top_ks = st.sampled_from([None, 1, 3])
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
-    made = {
-        dtype: make_world(tmp_path_factory.mktemp(dtype), dtype=dtype) for dtype in ("F32", "BF16")
-    }
-    signing.new_key(made["F32"].folder / "coordinator.pem")
-    return made
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def merged(world: World, team: list[str], out: Path, top_k: int | None) -> Path:
-    merge(world.anchor, [world.bundles[name] for name in team], out, top_k=top_k)
-    return out
 
 
 def tuned_from(world: World, release: Path, owner: str, out: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests import makers
 
 from moiety.bundle import orders
+from moiety.merge import merge
 
 RANKS = {"amy": None, "bob": 2, "cat": None, "dan": 3}
 
@@ -35,6 +36,12 @@ def make_world(folder: Path, dtype: str = "F32", expert_dtype: str = "F32") -> W
         for seed, (owner, rank) in enumerate(RANKS.items(), start=1)
     }
     return World(folder, anchor, bundles)
+
+
+def merged(world: World, team: list[str], out: Path, top_k: int | None = None) -> Path:
+    """The release of these owners, at ``out``."""
+    merge(world.anchor, [world.bundles[name] for name in team], out, top_k=top_k)
+    return out
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,9 @@ NewFolder = Annotated[Path, typer.Option("--out", help="Folder to write; must no
 ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The release's folder.")]
 
 TextField = Annotated[str, typer.Option(help="Field that holds the text (JSONL, Parquet).")]
+RecordKey = Annotated[
+    str | None, typer.Option(help="Field that says whose record it is (patient, account).")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines; do not stop.")]
 
 WindowTokens = Annotated[
@@ -30,3 +33,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with interrupted w
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 More = Annotated[list[str] | None, typer.Argument(hidden=True)]
 """Further values of an option that takes several, as in ``--data a=x b=y``."""
+
+
+def names_in(words: str | None) -> list[str]:
+    """The names in ``A,B``; none where nothing was given."""
+    return [name.strip() for name in (words or "").split(",") if name.strip()]

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from moiety.cli import screen
-from moiety.cli.options import AsJson, NewFolder, ReleaseFolder
+from moiety.cli.options import AsJson, NewFolder, ReleaseFolder, names_in
 from moiety.errors import ConfigError
 
 Keys = Annotated[
@@ -172,7 +172,7 @@ def export(
         if as_json:
             screen.print_json({"checkpoint": str(made), "expert": dense})
         return
-    names = None if experts is None else [name for name in experts.split(",") if name]
+    names = None if experts is None else names_in(experts)
     with screen.byte_bar("exporting") as advance:
         done = exporting.export_plain(release, out, experts=names, progress=advance)
     _tell_export(done, as_json)

@@ -12,6 +12,7 @@ from moiety.cli.options import (
     AsJson,
     Assignments,
     ConfigFile,
+    RecordKey,
     Resume,
     SkipBad,
     TextField,
@@ -21,9 +22,6 @@ from moiety.cli.options import (
 if TYPE_CHECKING:
     from moiety.bundle import papers
 
-RecordKey = Annotated[
-    str | None, typer.Option(help="Field that says whose record it is (patient, account).")
-]
 Epsilon = Annotated[
     float | None, typer.Option(help="Train with differential privacy: what may be spent in all.")
 ]

@@ -12,6 +12,7 @@ from moiety.cli.options import (
     AsJson,
     Assignments,
     NewFolder,
+    RecordKey,
     ReleaseFolder,
     Resume,
     SkipBad,
@@ -35,9 +36,7 @@ def proxies(
         int | None, typer.Option(help="How many to name; default 256, at most half of the sample.")
     ] = None,
     text_field: TextField = "text",
-    record_key: Annotated[
-        str | None, typer.Option(help="Field that says whose record it is (patient, account).")
-    ] = None,
+    record_key: RecordKey = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:

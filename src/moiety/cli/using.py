@@ -17,6 +17,7 @@ from moiety.cli.options import (
     SkipBad,
     TextField,
     WindowTokens,
+    names_in,
 )
 from moiety.errors import ConfigError
 from moiety.files import check_free
@@ -49,7 +50,7 @@ def generate(
     screen.quiet_libraries()
     mixture = load_release(release, device=device)
     chosen = (
-        mixture.without(*_names(without)) if experts is None else mixture.only(*_names(experts))
+        mixture.without(*names_in(without)) if experts is None else mixture.only(*names_in(experts))
     )
     with chosen:
         text = mixture.generate(
@@ -155,10 +156,6 @@ def attribute(
     screen.say(*(f"  {line}" for line in done.lines()))
     if as_json:
         screen.print_json(done.to_json())
-
-
-def _names(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _texts(pairs: list[str]) -> dict[str, list[str]]:

@@ -82,8 +82,9 @@ class Ledger:
 
 
 def _read(path: Path) -> LedgerPaper:
-    parse_json(read_limited(path), path)
+    data = read_limited(path)
+    parse_json(data, path)
     try:
-        return LedgerPaper.model_validate_json(read_limited(path))
+        return LedgerPaper.model_validate_json(data)
     except ValidationError as error:
         raise FormatError(f"not a ledger: {error.errors()[0]['msg']}", where=path) from error

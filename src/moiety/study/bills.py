@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from moiety.baselines import costs, likelihood, load_joint
+from transformers import FlexOlmoConfig, Olmo2Config
+
+from moiety.baselines import costs, likelihood
 from moiety.bundle import papers
 from moiety.errors import FormatError
-from moiety.model import load_dense
+from moiety.files import parse_json, read_limited
 from moiety.study.methods import DENSE, Row
 from moiety.study.paper import RowCost
 from moiety.study.places import Study
@@ -70,7 +74,7 @@ class Bills:
         if row.method == "oracle":
             return costs.release_cost(self.sizes, experts=2, top_k=2, before=pairs)
         if row.method == "moiety-plain":
-            config = load_joint(self.study.plain(seed)).config
+            config = _read_config(FlexOlmoConfig, self.study.plain(seed))
             sizes = costs.Sizes.of(config, self.sizes.window)
             return costs.mixture_cost(sizes, experts=experts, top_k=default, before=pairs)
         top_k = int(row.name.removeprefix("moiety-k")) if row.method == "moiety" else default
@@ -105,8 +109,14 @@ class Bills:
 
 def sizes_of(study: Study) -> costs.Sizes:
     """Sizes of the anchor, and of the windows that are trained and scored."""
-    config = load_dense(study.anchor).config
+    config = _read_config(Olmo2Config, study.anchor)
     return costs.Sizes.of(config, study.plan.config.data.window_tokens)
+
+
+def _read_config(kind: Any, folder: Path) -> Any:
+    """A checkpoint's configuration, without its weights."""
+    path = folder / "config.json"
+    return kind(**parse_json(read_limited(path), path))
 
 
 def pair_costs(study: Study, seed: int) -> list[costs.Cost]:
