@@ -205,13 +205,18 @@ def _check_tables(release: Release, file_name: str, digests: Sequence[str]) -> N
     shape = (len(digests), release.roster.vocab)
     with open_tensors(release.folder / file_name) as file:
         _check_spans(file, {EVIDENCE_TABLE: (shape, "F32")})
-        table_bytes = file.spans[EVIDENCE_TABLE].num_bytes // len(digests)
         for slot, expected in enumerate(digests):
-            data = bytes(file.read_range(EVIDENCE_TABLE, slot * table_bytes, table_bytes))
-            if digest_bytes(data) != expected:
+            if digest_bytes(read_table(file, slot)) != expected:
                 raise IntegrityError(
                     f"not the table of {release.names[slot]}", where=f"{file.path}: slot {slot}"
                 )
+
+
+def read_table(file: TensorFile, slot: int) -> bytes:
+    """One slot's table out of a file of all."""
+    span = file.spans[EVIDENCE_TABLE]
+    table_bytes = span.num_bytes // span.shape[0]
+    return bytes(file.read_range(EVIDENCE_TABLE, slot * table_bytes, table_bytes))
 
 
 def _check_shards(release: Release) -> None:

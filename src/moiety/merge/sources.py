@@ -9,12 +9,12 @@ from pathlib import Path
 
 from moiety.bundle import VerifiedBundle, anchors, papers
 from moiety.errors import IntegrityError
-from moiety.family import EVIDENCE, EVIDENCE_TABLE
+from moiety.family import EVIDENCE
 from moiety.files import FileState, digest_bytes, read_limited
 from moiety.merge import layout
 from moiety.merge.assemble import Ground, Member, Standing, zero_table
 from moiety.merge.lowrank import Source, converted, read_all, rounded
-from moiety.merge.release import Release
+from moiety.merge.release import Release, read_table
 from moiety.merge.roster import Slot
 from moiety.merge.stock import read_config
 from moiety.merge.streaming import Piece, Written, copied
@@ -186,9 +186,7 @@ def member_from_release(release: Release, slot: Slot, files: OpenFiles) -> Membe
 
 
 def _table(file: TensorFile, slot: int, expected: str) -> bytes:
-    span = file.spans[EVIDENCE_TABLE]
-    table_bytes = span.num_bytes // span.shape[0]
-    data = bytes(file.read_range(EVIDENCE_TABLE, slot * table_bytes, table_bytes))
+    data = read_table(file, slot)
     if digest_bytes(data) != expected:
         raise IntegrityError("not the table in the roster", where=f"{file.path}: slot {slot}")
     return data
