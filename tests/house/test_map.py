@@ -19,7 +19,8 @@ LAYERS = """
 __init__ __main__
 cli
 demo study
-serve evaluate audit hub tune
+audit
+serve evaluate hub tune
 baselines
 merge train
 model data privacy bundle

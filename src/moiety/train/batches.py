@@ -29,6 +29,9 @@ class Batch:
     documents_BT: Tensor
     weight: float
     """Share of the step's targets that this micro-batch holds."""
+    even_B: Tensor | None = None
+    """Windows in which a pair's blocks weigh the same, whatever the evidence says: every other one
+    of a step's public windows. Under evidence alone public text would teach an expert nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class StepBatches:
 
     def __init__(
         self,
-        own: PackedText,
+        own: PackedText | None,
         public: PackedText | None,
         shares: Shares,
         seed: int,
     ) -> None:
         self.own, self.public, self.shares = own, public, shares
-        self._own_sampler = own.sampler(seed)
+        self._own_sampler = own.sampler(seed) if own else None
         self._public_sampler = public.sampler(seed + 1) if public else None
 
     def micro(self, step: int, micro_windows: int, device: str) -> Iterator[Batch]:
@@ -73,6 +76,8 @@ class StepBatches:
         is no other window beside it there is no micro-batch.
         """
         tokens, documents = self._windows(step)
+        public = np.arange(len(tokens)) - self.shares.own
+        even = torch.from_numpy((public >= 0) & (public % 2 == 0))
         targets = np.where(documents[:, 1:] >= 0, tokens[:, 1:], -100)
         total = int((targets >= 0).sum())
         size = micro_windows or len(tokens)
@@ -86,15 +91,17 @@ class StepBatches:
                 torch.from_numpy(targets[part]).to(device),
                 torch.from_numpy(documents[part, :-1].copy()).to(device),
                 held / total,
+                even[part].to(device),
             )
 
     def _windows(self, step: int) -> tuple[Longs, Longs]:
-        count = self.shares.own
-        parts = [self.own.windows(self._own_sampler.indices(step * count, count))]
-        if self.public is not None and self._public_sampler is not None:
-            count = self.shares.public
-            chosen = self._public_sampler.indices(step * count, count)
-            parts.append(self.public.windows(chosen))
+        parts = []
+        for text, sampler, count in (
+            (self.own, self._own_sampler, self.shares.own),
+            (self.public, self._public_sampler, self.shares.public),
+        ):
+            if text is not None and sampler is not None:
+                parts.append(text.windows(sampler.indices(step * count, count)))
         tokens = np.concatenate([part.tokens for part in parts])
         documents = np.concatenate([part.documents for part in parts])
         return tokens, documents

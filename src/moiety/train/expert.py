@@ -153,7 +153,7 @@ def expert_job(
 
     def losses(step: int) -> Iterator[Tensor]:
         for batch in batches.micro(step, config.batch.micro_windows, compute.device):
-            pair.expect(batch.inputs_BT, batch.documents_BT)
+            pair.expect(batch.inputs_BT, batch.documents_BT, batch.even_B)
             with compute.autocast():
                 loss = training_loss(backbone, batch.inputs_BT, batch.targets_BT, decoder)
             yield loss * batch.weight

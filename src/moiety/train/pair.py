@@ -156,14 +156,20 @@ class Pair:
         for layer in self.layers:
             layer.expert.product = product
 
-    def expect(self, tokens_BT: Tensor, documents_BT: Tensor) -> None:
+    def expect(
+        self, tokens_BT: Tensor, documents_BT: Tensor, even_B: Tensor | None = None
+    ) -> None:
         """What the windows of the coming passes hold.
 
-        ``documents_BT`` is the document of each position, -1 for padding.
+        ``documents_BT`` is the document of each position, -1 for padding. Where ``even_B`` is true
+        both blocks weigh the same, whatever the evidence says.
         """
         borders = Borders.from_documents(documents_BT)
         scores_BT1 = self.table_V[tokens_BT][:, :, None]
-        self.routing.share_BT1 = evidence(scores_BT1, borders).sigmoid()
+        share_BT1 = evidence(scores_BT1, borders).sigmoid()
+        if even_B is not None:
+            share_BT1 = share_BT1.masked_fill(even_B[:, None, None], 0.5)
+        self.routing.share_BT1 = share_BT1
 
     def expert_tensors(self) -> dict[str, Tensor]:
         """What a bundle ships: float32, on the CPU."""

@@ -141,7 +141,7 @@ class PrivateSteps:
         shares = window_shares(config)
         self.own_share = shares.own / config.batch.windows
         self.public_batches = (
-            StepBatches(texts.public, None, Shares(shares.public), config.seed + 1)
+            StepBatches(None, texts.public, Shares(0, shares.public), config.seed)
             if shares.public
             else None
         )
@@ -238,7 +238,7 @@ class PrivateSteps:
         total = 0.0
         micro = self.config.batch.micro_windows
         for batch in self.public_batches.micro(step, micro, self.compute.device):
-            self.pair.expect(batch.inputs_BT, batch.documents_BT)
+            self.pair.expect(batch.inputs_BT, batch.documents_BT, batch.even_B)
             with self.compute.autocast():
                 loss = training_loss(
                     self.pair.backbone, batch.inputs_BT, batch.targets_BT, self.decoder

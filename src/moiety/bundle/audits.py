@@ -1,0 +1,175 @@
+"""An audit's report as a paper, and the summary of it that a manifest may carry.
+
+The types stand here and not with the auditor, because packing reads them and may not import him.
+
+A *view* is something an adversary may hold:
+
+- ``anchor``     the public model alone: what anybody knows without any owner
+- ``expert``     the bundle with its routing forced to the expert
+- ``pair``       anchor and expert, routed as they were trained
+- ``release``    the merged model with everybody in it
+- ``withdrawn``  the merged model after the owner has left
+- ``control``    the anchor overfitted on purpose to the very documents that are attacked
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, model_validator
+
+from moiety.bundle import papers
+from moiety.bundle.papers import Count, Digest, Paper, UtcTime, Version
+
+AUDIT_MAX_BYTES: Final = 8 * 2**20
+
+View = Literal["anchor", "expert", "pair", "release", "withdrawn", "control"]
+VIEWS: Final[tuple[View, ...]] = ("anchor", "expert", "pair", "release", "withdrawn", "control")
+Attack = Literal["loss", "zlib", "min-k", "min-k++", "ratio"]
+ATTACKS: Final[tuple[Attack, ...]] = ("loss", "zlib", "min-k", "min-k++", "ratio")
+Verdict = Literal["pass", "warn", "fail"]
+Words = Annotated[str, Field(max_length=1000)]
+
+
+class Estimate(Paper):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Extraction(Paper):
+    """Documents got back from their beginnings, under one view.
+
+    ``extracted`` is the share of documents of which some sample comes close enough, ``verbatim`` of
+    which the greedy continuation is the document itself. Runs are the longest stretch that greedy
+    continuation and document share, in tokens. ``excess`` is ``extracted`` minus the anchor's, on
+    the same documents.
+    """
+
+    documents: Count
+    extracted: Estimate
+    verbatim: Estimate
+    mean_run: Estimate
+    longest_run: Count
+    excess: Estimate | None
+
+
+class Membership(Paper):
+    """One attack under one view: how well it tells what was trained on from what was not.
+
+    ``excess`` is ``auc`` minus the anchor's with the same attack on the same documents.
+    ``hits`` are true positives at a rate of false ones, by that rate (``"0.01"``), None where there
+    are too few documents to know such a rate. ``curve``: (false, true) positives, ascending.
+    """
+
+    auc: Estimate
+    excess: Estimate | None
+    hits: dict[Literal["0.001", "0.01"], Estimate | None]
+    curve: Annotated[tuple[tuple[float, float], ...], Field(max_length=256)]
+
+
+class CanaryFinding(Paper):
+    """What planted canaries show under one view.
+
+    ``exposure`` in bits, the mean over planted canaries; ``most_exposed`` is the largest.
+    ``epsilon_low``: with 95 % confidence no mechanism of a smaller epsilon (at ``delta``) shows
+    this. ``right`` of ``guesses`` were right where the bound was found.
+    """
+
+    planted: Count
+    left_out: Count
+    exposure: Estimate
+    most_exposed: float
+    guesses: Count
+    right: Count
+    delta: float
+    epsilon_low: Annotated[float, Field(ge=0)]
+
+
+class Threshold(Paper):
+    """Above ``warn`` a measure warns, above ``fail`` it fails."""
+
+    warn: float
+    fail: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Threshold:
+        if self.warn > self.fail:
+            raise ValueError("warns only above what fails")
+        return self
+
+
+class Policy(Paper):
+    """What an owner accepts. Measures are of views that hold the expert, above the anchor's."""
+
+    extracted_excess: Threshold = Threshold(warn=0.01, fail=0.05)
+    longest_run_excess_tokens: Threshold = Threshold(warn=8, fail=32)
+    membership_excess: Threshold = Threshold(warn=0.05, fail=0.15)
+    exposure_bits: Threshold = Threshold(warn=1.5, fail=3.0)
+    epsilon_low: Threshold = Threshold(warn=1.0, fail=3.0)
+    withdrawn_excess: Threshold = Threshold(warn=0.0, fail=0.02)
+    max_age_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+
+
+class Judgement(Paper):
+    """One measure held against the policy, and why it came out so."""
+
+    measure: Annotated[str, Field(max_length=64)]
+    view: View | None
+    number: Estimate | None
+    verdict: Verdict
+    reason: Words
+
+
+class AuditSettings(Paper):
+    """How hard was looked."""
+
+    documents: Count
+    samples: Count
+    prefix_tokens: Count
+    continuation_tokens: Count
+    members: Count
+    nonmembers: Count
+    member_tokens: Count
+    seed: Count
+
+
+class AuditReport(Paper):
+    """``report.json`` of an audit.
+
+    ``expert`` is the digest of the names and digests of exactly the tensors that were audited.
+    """
+
+    format: Literal["moiety.report/1"] = "moiety.report/1"
+    kind: Literal["audit"] = "audit"
+    subject: Literal["run", "bundle", "release"]
+    owner: papers.Owner
+    anchor: Digest
+    expert: Digest
+    release: Digest | None
+    promise: papers.Guarantee | None
+    settings: AuditSettings
+    views: tuple[View, ...]
+    extraction: dict[View, Extraction]
+    membership: dict[View, dict[Attack, Membership]]
+    canaries: dict[View, CanaryFinding]
+    policy: Policy
+    judgements: tuple[Judgement, ...]
+    verdict: Verdict
+    command: Annotated[str, Field(max_length=10_000)]
+    made: UtcTime
+    seconds: float
+    versions: dict[str, Version]
+
+    @model_validator(mode="after")
+    def _complete(self) -> AuditReport:
+        for table in (self.extraction, self.membership, self.canaries):
+            if not set(table) <= set(self.views):
+                raise ValueError("a view that was not looked through")
+        order: tuple[Verdict, ...] = ("pass", "warn", "fail")
+        worst = max((order.index(one.verdict) for one in self.judgements), default=2)
+        if self.verdict != order[worst]:
+            raise ValueError("the verdict is not the worst of the judgements")
+        return self
