@@ -11,7 +11,7 @@ from moiety.data.sampler import WindowSampler
 from moiety.train.batches import Shares, StepBatches, whole_steps
 
 WINDOWS = 4
-TENSORS = ("inputs_BT", "targets_BT", "documents_BT")
+TENSORS = ("inputs_BT", "targets_BT", "documents_BT", "even_B")
 
 
 def make(bench, seed):
@@ -70,6 +70,14 @@ def test_a_share_of_no_public_window_is_own_text_alone(bench):
         assert one.weight == other.weight == 1
         for name in TENSORS:
             assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(("own", "public"), [(3, 1), (5, 3), (2, 4), (3, 0), (0, 3)])
+def test_every_other_public_window_is_even(bench, own, public):
+    batches = StepBatches(bench.texts.own, bench.texts.public, Shares(own, public), 5)
+    for step in range(2):
+        expected = [False] * own + [place % 2 == 0 for place in range(public)]
+        assert whole(batches, step).even_B.tolist() == expected
 
 
 def test_an_epoch_shows_every_own_window_once(bench):

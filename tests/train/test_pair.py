@@ -112,6 +112,19 @@ def test_the_owners_share_is_the_evidence_counted_by_hand(bench):
     assert share.max() > 0.9
 
 
+def test_in_an_even_window_both_blocks_weigh_the_same(bench):
+    pair, tokens = bench.pair(tiny.settings()), tiny.random_tokens(3, 20)
+    pair.table_V = torch.randn(tiny.VOCAB, generator=torch.Generator().manual_seed(0))
+    documents = torch.zeros_like(tokens)
+    pair.expect(tokens, documents)
+    by_evidence = pair.routing.share_BT1
+    pair.expect(tokens, documents, torch.tensor([False, True, False]))
+    share = pair.routing.share_BT1
+    assert torch.equal(share[1], torch.full((20, 1), 0.5))
+    assert torch.equal(share[[0, 2]], by_evidence[[0, 2]])
+    assert not torch.equal(share[1], by_evidence[1])
+
+
 def block(hidden, gate, up, down):
     return (functional.silu(hidden @ gate.T) * (hidden @ up.T)) @ down.T
 
