@@ -11,6 +11,7 @@ import typer
 
 from moiety.cli import (
     anchors,
+    auditing,
     bundles,
     demo,
     doctor,
@@ -44,6 +45,7 @@ OWNER, COORDINATOR, USER, RESEARCHER = "Owner", "Coordinator", "Everybody", "Res
 app.add_typer(anchors.app, name="anchor", rich_help_panel=COORDINATOR)
 app.command(rich_help_panel=OWNER)(training.train)
 app.add_typer(bundles.keys, name="keys", rich_help_panel=OWNER)
+app.command(rich_help_panel=OWNER)(auditing.audit)
 app.command(rich_help_panel=OWNER)(bundles.pack)
 app.add_typer(bundles.order, name="order", rich_help_panel=OWNER)
 app.command(rich_help_panel=OWNER)(tuning.proxies)

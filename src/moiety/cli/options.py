@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,3 +39,16 @@ More = Annotated[list[str] | None, typer.Argument(hidden=True)]
 def names_in(words: str | None) -> list[str]:
     """The names in ``A,B``; none where nothing was given."""
     return [name.strip() for name in (words or "").split(",") if name.strip()]
+
+
+def command_line() -> str:
+    """The command as it can be run again; paths are reduced to names, which travel better."""
+    words = []
+    for word in sys.argv[1:]:
+        name, found, path = word.partition("=")
+        words.append(f"{name}={Path(path).name}" if found else _short(word))
+    return "moiety " + " ".join(words)
+
+
+def _short(word: str) -> str:
+    return Path(word).name if word.startswith("/") else word

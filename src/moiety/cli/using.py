@@ -17,6 +17,7 @@ from moiety.cli.options import (
     SkipBad,
     TextField,
     WindowTokens,
+    command_line,
     names_in,
 )
 from moiety.errors import ConfigError
@@ -104,7 +105,7 @@ def eval_(
         device=device,
     )
     with screen.cell_bar("scoring") as watch:
-        done = evaluate(question, command=_command(), watch=watch)
+        done = evaluate(question, command=command_line(), watch=watch)
     for table in tables.render_table(done):
         screen.out().print(table)
     for text in done.texts:
@@ -166,16 +167,3 @@ def _texts(pairs: list[str]) -> dict[str, list[str]]:
             raise ConfigError(f"not NAME=PATH: {pair!r}", where="--data")
         texts.setdefault(name, []).append(path)
     return texts
-
-
-def _command() -> str:
-    """The command as it can be run again; paths are reduced to names, which travel better."""
-    words = []
-    for word in sys.argv[1:]:
-        name, found, path = word.partition("=")
-        words.append(f"{name}={Path(path).name}" if found else _short(word))
-    return "moiety " + " ".join(words)
-
-
-def _short(word: str) -> str:
-    return Path(word).name if word.startswith("/") else word

@@ -1,0 +1,111 @@
+"""``moiety audit``: what an expert gives away, before and after it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moiety.cli import screen
+from moiety.cli.options import AsJson, Device, More, RecordKey, SkipBad, TextField, command_line
+from moiety.files import check_free
+
+if TYPE_CHECKING:
+    from moiety.bundle.audits import AuditReport
+
+LEAKS = 1
+"""Exit code of an audit that was done and whose verdict is ``fail``."""
+
+
+def audit(
+    subject: Annotated[
+        Path, typer.Argument(metavar="SUBJECT", help="A finished run, a bundle, or a release.")
+    ],
+    data: Annotated[
+        list[str], typer.Option(help="Text the expert was trained on; several after each other.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for JSON, charts, HTML; it stays with you.")],
+    more: More = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="The anchor's folder; a release has its own.")
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose expert of a release; default: there is only one.")
+    ] = None,
+    heldout: Annotated[
+        list[str] | None,
+        typer.Option(help="Like text never trained on; default for a run: what it kept aside."),
+    ] = None,
+    canaries: Annotated[
+        Path | None, typer.Option(help="The run's canaries.json; default for a run: its own.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML of what you accept; default: as documented.")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Documents to get back from the model.")] = 100,
+    samples: Annotated[int, typer.Option(help="Tries for each of them.")] = 10,
+    tokens: Annotated[int, typer.Option(help="Tokens to get back of each.")] = 64,
+    members: Annotated[
+        int, typer.Option(help="Documents to tell from others, as many of each kind.")
+    ] = 500,
+    control: Annotated[
+        bool, typer.Option(help="Also overfit a model on purpose, to see the attack work.")
+    ] = True,
+    record_key: RecordKey = None,
+    text_field: TextField = "text",
+    skip_bad: SkipBad = False,
+    seed: Annotated[int, typer.Option(help="Of the draw of documents, and of samples.")] = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Attack an expert as somebody would who holds it, and see what comes out.
+
+    Three attacks: getting documents back from their first 32 tokens, telling what was trained on
+    from what was not, and finding planted canaries (moiety train --canaries), which also gives a
+    lower bound on epsilon. Each is tried on the public model too: only what goes beyond it is the
+    expert's. Exit 0: pass or warn. Exit 1: fail. The report quotes no text.
+
+    Example: moiety audit run/ --anchor anchor/ --data notes.jsonl --out report/
+    """
+    from moiety.audit import AuditPlan, pages, tables
+    from moiety.audit import audit as run_audit
+    from moiety.data import Sources
+
+    check_free(out)
+    screen.quiet_libraries()
+    plan = AuditPlan(
+        subject=subject,
+        anchor=anchor,
+        owner=owner,
+        members=Sources([*data, *(more or [])], text_field, record_key, skip_bad),
+        nonmembers=Sources(heldout, text_field, record_key, skip_bad) if heldout else None,
+        canaries=canaries,
+        policy=policy,
+        documents=documents,
+        samples=samples,
+        continuation_tokens=tokens,
+        num_members=members,
+        control=control,
+        seed=seed,
+        device=device,
+    )
+    with screen.cell_bar("auditing") as watch:
+        report = run_audit(plan, command=command_line(), watch=watch)
+    for table in tables.render_tables(report):
+        screen.out().print(table)
+    pages.write_report(report, out)
+    screen.note(f"report: {out / 'report.html'}; it stays with you")
+    _next(report, out)
+    if as_json:
+        screen.print_json(report.model_dump(mode="json"))
+    if report.verdict == "fail":
+        raise typer.Exit(LEAKS)
+
+
+def _next(report: AuditReport, out: Path) -> None:
+    """What the owner can do now."""
+    if report.verdict == "fail" and report.promise is None:
+        screen.note("next: train with privacy (moiety train --epsilon 4), or on less of the text")
+    elif report.verdict != "fail" and report.subject == "run":
+        screen.note(f"next: moiety pack RUN --key KEY.pem --require-audit {out} --out NAME.expert")
