@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moiety.audit.bounds import Flags, Floats, best_bound
-from moiety.bundle.audits import CanaryFinding, Estimate
+from moiety.bundle import audits
 from moiety.errors import DataError
 
 _SAMPLES: Final = 2000
@@ -26,7 +26,7 @@ _BLOCK_NUMBERS: Final = 4_000_000
 
 def canary_finding(
     view_nats: Floats, anchor_nats: Floats, planted: Flags, *, delta: float, seed: int
-) -> CanaryFinding:
+) -> audits.CanaryFinding:
     """Exposure and bound from the nats of all canaries, planted or not, all of shape [M].
 
     Nats are sums over the tokens of a canary. The bound holds at ``delta``; to hold a promise
@@ -47,7 +47,7 @@ def canary_finding(
     scores_M = anchor_nats - view_nats
     bound = best_bound(scores_M, planted, delta)
     exposure_P = exposures(scores_M, planted)
-    return CanaryFinding(
+    return audits.CanaryFinding(
         planted=int(planted.sum()),
         left_out=int((~planted).sum()),
         exposure=_mean_exposure(scores_M, planted, seed),
@@ -76,7 +76,7 @@ def exposures(scores: Floats, planted: Flags) -> Floats:
     return bits_P
 
 
-def _mean_exposure(scores_M: Floats, planted_M: Flags, seed: int) -> Estimate:
+def _mean_exposure(scores_M: Floats, planted_M: Flags, seed: int) -> audits.Estimate:
     """The mean and its percentile interval; planted and left out are both drawn again.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
@@ -94,7 +94,7 @@ def _mean_exposure(scores_M: Floats, planted_M: Flags, seed: int) -> Estimate:
         means.append((counts_SP * bits_SP).mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [_TAIL, 1 - _TAIL])
     value = float(exposures(scores_M, planted_M).mean())
-    return Estimate(value=value, low=float(low), high=float(high))
+    return audits.Estimate(value=value, low=float(low), high=float(high))
 
 
 def _draws(generator: np.random.Generator, count: int, samples: int) -> NDArray[np.float64]:
