@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 from tests.docs.pages import DOCS, rows, sections
 
-from moiety.bundle import papers
+from moiety.bundle import audits, papers
 from moiety.bundle.papers import Envelope
 from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
@@ -38,6 +38,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "roster.json": Roster,
     "export.json": ExportPaper,
     "terms.toml": papers.Terms,
+    "policy.toml": audits.Policy,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
     "STUDY.toml": StudyPlan,

@@ -102,13 +102,31 @@ class Threshold(Paper):
 
 
 class Policy(Paper):
-    """What an owner accepts. Measures are of views that hold the expert, above the anchor's."""
+    """What an owner accepts of views that hold the expert; a file may change any of it.
 
-    extracted_excess: Threshold = Threshold(warn=0.01, fail=0.05)
-    longest_run_excess_tokens: Threshold = Threshold(warn=8, fail=32)
+    - ``extracted_excess``: share of documents got back nearly word for word, above the anchor's.
+      One record that comes back is told already, so any warns; one in twenty fails. To rule that
+      out takes 73 documents of which none comes back.
+    - ``longest_run_excess_tokens``: the longest run of tokens shared with a document, above the
+      anchor's. 16 tokens are about a sentence, which may be a form's; 32 are two.
+    - ``membership_excess``: AUC of the strongest attack, above the anchor's. Of a member and a
+      stranger, the attack names the member that much more often than it did without the expert.
+      0.05 is as much as chance shows with a few hundred documents.
+    - ``exposure_bits``: the mean over planted canaries. Chance shows 1.4, and with 32 canaries
+      seldom 2.2; at 2.5 a planted one stands above 5 in 6 of those left out, at 3.5 above 10
+      in 11.
+    - ``epsilon_low``: with 95 % confidence epsilon is larger. At 1, who has the expert is right
+      about a record in 73 cases of 100, at 2 in 88. To show more than 2 takes 42 canaries.
+    - ``withdrawn_excess``: extraction and membership after the withdrawal. Held against it is the
+      low end of an interval: above 0, the difference to the anchor is more than chance.
+    - ``max_age_days``: how old a report may be when it is asked for.
+    """
+
+    extracted_excess: Threshold = Threshold(warn=0.0, fail=0.05)
+    longest_run_excess_tokens: Threshold = Threshold(warn=16, fail=32)
     membership_excess: Threshold = Threshold(warn=0.05, fail=0.15)
-    exposure_bits: Threshold = Threshold(warn=1.5, fail=3.0)
-    epsilon_low: Threshold = Threshold(warn=1.0, fail=3.0)
+    exposure_bits: Threshold = Threshold(warn=2.5, fail=3.5)
+    epsilon_low: Threshold = Threshold(warn=1.0, fail=2.0)
     withdrawn_excess: Threshold = Threshold(warn=0.0, fail=0.02)
     max_age_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 

@@ -1,0 +1,103 @@
+"""What planted canaries show under one view: exposure, and the lower bound on epsilon.
+
+Legend: M canary, P planted, L left out, S sample of the bootstrap.
+
+A canary is a text that nobody could know. A coin decided whether it went into the training text, so
+those left out are the measure for those planted: both were made in the same way, and a model that
+remembers nothing cannot tell them apart. A canary's score is what the view gains on it over the
+anchor, in nats: what makes some canaries easier for any model is taken away.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moiety.audit.bounds import Flags, Floats, best_bound
+from moiety.bundle import audits
+from moiety.errors import DataError
+
+_SAMPLES: Final = 2000
+_TAIL: Final = 0.025
+_BLOCK_NUMBERS: Final = 4_000_000
+
+
+def canary_finding(
+    view_nats: Floats, anchor_nats: Floats, planted: Flags, *, delta: float, seed: int
+) -> audits.CanaryFinding:
+    """Exposure and bound from the nats of all canaries, planted or not, all of shape [M].
+
+    Nats are sums over the tokens of a canary. The bound holds at ``delta``; to hold a promise
+    against it, give the promise's own. ``seed`` is the bootstrap's.
+
+    Raises:
+        DataError: arrays of different lengths, a number that is not finite, or all canaries planted
+            or all left out, so that there is nothing to compare.
+    """
+    if not view_nats.shape == anchor_nats.shape == planted.shape:
+        shapes = f"{view_nats.shape}, {anchor_nats.shape} and {planted.shape}"
+        raise DataError(f"canaries of shapes {shapes}")
+    if not planted.any() or planted.all():
+        raise DataError(
+            "canaries need some that were planted and some that were left out",
+            remedy="plant more of them: a coin decides about each",
+        )
+    scores_M = anchor_nats - view_nats
+    bound = best_bound(scores_M, planted, delta)
+    exposure_P = exposures(scores_M, planted)
+    return audits.CanaryFinding(
+        planted=int(planted.sum()),
+        left_out=int((~planted).sum()),
+        exposure=_mean_exposure(scores_M, planted, seed),
+        most_exposed=float(exposure_P.max()),
+        guesses=bound.guesses,
+        right=bound.right,
+        delta=delta,
+        epsilon_low=bound.epsilon_low,
+    )
+
+
+def exposures(scores: Floats, planted: Flags) -> Floats:
+    """Each planted canary's exposure in bits, [P]: how far it stands out of those left out.
+
+    ``log2(L + 1) - log2(rank)``, the rank being one more than the number of left-out canaries that
+    score at least as high. By chance alone the mean is 1.44 bits or a little less (log2 of e),
+    because chance puts every second canary into the upper half. Nothing can be above
+    ``log2(L + 1)``: with 31 left out, a canary that is known by heart shows 5 bits, though it may
+    have thirty. Extrapolating beyond would take a distribution that nobody has checked.
+
+    Source: Carlini et al. 2019, The Secret Sharer, section 4, with a sample as the space.
+    """
+    left_L, planted_P = scores[~planted], scores[planted]
+    ranks_P = 1 + (left_L[:, None] >= planted_P).sum(axis=0)
+    bits_P: Floats = np.log2(left_L.size + 1) - np.log2(ranks_P)
+    return bits_P
+
+
+def _mean_exposure(scores_M: Floats, planted_M: Flags, seed: int) -> audits.Estimate:
+    """The mean and its percentile interval; planted and left out are both drawn again.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    generator = np.random.default_rng(seed)
+    left_L, planted_P = scores_M[~planted_M], scores_M[planted_M]
+    above_LP = (left_L[:, None] >= planted_P).astype(np.float64)
+    block = max(1, _BLOCK_NUMBERS // scores_M.size)
+    means = []
+    for start in range(0, _SAMPLES, block):
+        size = min(block, _SAMPLES - start)
+        ranks_SP = 1 + _draws(generator, left_L.size, size) @ above_LP
+        bits_SP = np.log2(left_L.size + 1) - np.log2(ranks_SP)
+        counts_SP = _draws(generator, planted_P.size, size)
+        means.append((counts_SP * bits_SP).mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [_TAIL, 1 - _TAIL])
+    value = float(exposures(scores_M, planted_M).mean())
+    return audits.Estimate(value=value, low=float(low), high=float(high))
+
+
+def _draws(generator: np.random.Generator, count: int, samples: int) -> NDArray[np.float64]:
+    """How often each of ``count`` is drawn, [S, count]."""
+    share = np.full(count, 1 / count)
+    return generator.multinomial(count, share, size=samples).astype(np.float64)

@@ -1,0 +1,386 @@
+"""The verdict: findings held against a policy and a promise, each with its reason in a sentence.
+
+Four principles:
+
+- What was not measured cannot pass. It warns, and says so.
+- Too few documents or canaries cannot pass either, if what fails is still within the interval.
+- A promise that is measured to be false fails, whatever the policy allows.
+- The worst judgement is the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from moiety.audit.bounds import ceiling
+from moiety.bundle import audits, papers
+
+CONTROL_MIN_SHARE: Final = 0.5
+"""Of a model overfitted on purpose, a working attack gets back at least this share."""
+
+_Z_SQUARED: Final = 1.96**2
+_ORDER: Final[tuple[audits.Verdict, ...]] = ("pass", "warn", "fail")
+_WHO: Final[Mapping[audits.View, str]] = {
+    "anchor": "the public model",
+    "expert": "the expert alone",
+    "pair": "the pair of public model and expert",
+    "release": "the release",
+    "withdrawn": "the release after the withdrawal",
+    "control": "the overfitted control",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit measured, by view. ``extraction["control"]`` is the control."""
+
+    extraction: Mapping[audits.View, audits.Extraction]
+    membership: Mapping[audits.View, Mapping[audits.Attack, audits.Membership]]
+    canaries: Mapping[audits.View, audits.CanaryFinding]
+
+
+def judge(
+    findings: Findings,
+    views: tuple[audits.View, ...],
+    promise: papers.Guarantee | None,
+    policy: audits.Policy,
+) -> tuple[tuple[audits.Judgement, ...], audits.Verdict]:
+    """Every measure of every view that holds the expert, the withdrawal, control and promise.
+
+    Expert and pair are judged whether they were looked through or not; the release, and what is
+    left of it after the withdrawal, where ``views`` has either.
+
+    Trap: the promise is for one record. The bound speaks of it only if each canary is one record.
+    Each view's bound has an error of 5 %, so that the largest of several is wrong more often; by
+    how much nobody can say, because the views share their coins.
+    """
+    holders: list[audits.View] = ["expert", "pair"]
+    released = "release" in views or "withdrawn" in views
+    holders += ["release"] if released else []
+    found = [*_promise(findings.canaries, promise)]
+    for view in holders:
+        found += [
+            _extraction(findings.extraction, view, policy),
+            _longest_run(findings.extraction, view, policy),
+            _membership(findings.membership, view, policy),
+            *_canaries(findings.canaries, view, policy),
+        ]
+    if released:
+        found += _withdrawal(findings, policy)
+    found.append(_control(findings.extraction.get("control")))
+    return tuple(found), max((one.verdict for one in found), key=_ORDER.index)
+
+
+def _extraction(
+    found: Mapping[audits.View, audits.Extraction], view: audits.View, policy: audits.Policy
+) -> audits.Judgement:
+    here = found.get(view)
+    if here is None or here.excess is None:
+        return _not_measured("extraction", view)
+    verdict, rule = _hold(policy.extracted_excess, here.excess.value, _most(here), _points)
+    reason = f"{_gives_back(here, here.excess, view)}; {rule}."
+    return _judgement("extraction", view, here.excess, verdict, reason)
+
+
+def _most(here: audits.Extraction) -> float:
+    """How large the excess may be, with 95 % confidence.
+
+    Where two views agree on all documents the bootstrap's interval has no width, however few they
+    are. So they get what Wilson's interval leaves to a share of which nothing was seen.
+    """
+    assert here.excess is not None
+    unseen = _Z_SQUARED / (here.documents + _Z_SQUARED)
+    return max(here.excess.high, here.excess.value + unseen)
+
+
+def _gives_back(here: audits.Extraction, excess: audits.Estimate, view: audits.View) -> str:
+    return (
+        f"Of {here.documents:,} documents {_WHO[view]} gives back {_percent(here.extracted.value)} "
+        f"nearly word for word, {_points(excess.value)} against the public model "
+        f"{_interval(excess, _points)}"
+    )
+
+
+def _longest_run(
+    found: Mapping[audits.View, audits.Extraction], view: audits.View, policy: audits.Policy
+) -> audits.Judgement:
+    here, anchor = found.get(view), found.get("anchor")
+    if here is None or anchor is None:
+        return _not_measured("longest-run", view)
+    more = here.longest_run - anchor.longest_run
+    verdict, rule = _hold(policy.longest_run_excess_tokens, more, more, _tokens)
+    reason = (
+        f"The longest passage of a document that {_WHO[view]} repeats has {here.longest_run:,} "
+        f"tokens (pieces of words), that of the public model {anchor.longest_run:,}, so "
+        f"{_tokens(more)} more; {rule}."
+    )
+    return _judgement("longest-run", view, None, verdict, reason)
+
+
+def _membership(
+    found: Mapping[audits.View, Mapping[audits.Attack, audits.Membership]],
+    view: audits.View,
+    policy: audits.Policy,
+) -> audits.Judgement:
+    return _worst(
+        (
+            _one_attack(name, one, one.excess, view, policy)
+            for name, one in found.get(view, {}).items()
+            if one.excess is not None
+        ),
+        _not_measured("membership", view),
+    )
+
+
+def _one_attack(
+    name: audits.Attack,
+    here: audits.Membership,
+    excess: audits.Estimate,
+    view: audits.View,
+    policy: audits.Policy,
+) -> audits.Judgement:
+    reason = (
+        f"Of a document that was trained on and one that was not, the attack {name} names the "
+        f"former in {_percent(here.auc.value)} of cases through {_WHO[view]}, "
+        f"{_points(excess.value)} against the public model {_interval(excess, _points)}"
+    )
+    if view == "withdrawn":
+        return _gone("membership", excess, excess.high, policy, reason)
+    verdict, rule = _hold(policy.membership_excess, excess.value, excess.high, _points)
+    if verdict == "pass" and here.hits.get("0.01") is None:
+        verdict = "warn"
+        rule = "too few documents to say what an attacker finds who errs about one in a hundred"
+    return _judgement("membership", view, excess, verdict, f"{reason}; {rule}.")
+
+
+def _worst(found: Iterable[audits.Judgement], otherwise: audits.Judgement) -> audits.Judgement:
+    """An attacker may choose: the worst judgement is told, of equals the largest number."""
+
+    def badness(one: audits.Judgement) -> tuple[int, float]:
+        return _ORDER.index(one.verdict), one.number.value if one.number else 0.0
+
+    return max(found, key=badness, default=otherwise)
+
+
+def _canaries(
+    found: Mapping[audits.View, audits.CanaryFinding], view: audits.View, policy: audits.Policy
+) -> Iterator[audits.Judgement]:
+    """Nothing where no canaries were planted at all: that is one judgement, not one a view."""
+    here = found.get(view)
+    if here is not None:
+        yield _exposure(here, view, policy)
+        yield _epsilon(here, view, policy)
+    elif found:
+        yield _not_measured("exposure", view)
+        yield _not_measured("epsilon", view)
+
+
+def _exposure(
+    here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
+) -> audits.Judgement:
+    limit, most = policy.exposure_bits, math.log2(here.left_out + 1)
+    verdict, rule = _hold(limit, here.exposure.value, here.exposure.high, _bits)
+    if verdict == "pass" and most <= limit.fail:
+        verdict, rule = "warn", f"with so few canaries nothing could reach {_bits(limit.fail)}"
+    reason = (
+        f"Through {_WHO[view]} planted canaries stand out by {_bits(here.exposure.value)} on "
+        f"average {_interval(here.exposure, _bits)}; chance shows about 1.4, and "
+        f"{here.left_out:,} left out can show {_bits(most)} at most; {rule}."
+    )
+    return _judgement("exposure", view, here.exposure, verdict, reason)
+
+
+def _epsilon(
+    here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
+) -> audits.Judgement:
+    limit, most = policy.epsilon_low, ceiling(here.planted + here.left_out, here.delta)
+    verdict, rule = _hold(limit, here.epsilon_low, here.epsilon_low, _plain)
+    if verdict == "pass" and most <= limit.fail:
+        verdict, rule = "warn", f"with so few canaries nothing could reach {_plain(limit.fail)}"
+    reason = (
+        f"Through {_WHO[view]} {_right(here)}; {_plain(most)} is the most that so many canaries "
+        f"can show; {rule}."
+    )
+    return _judgement("epsilon", view, None, verdict, reason)
+
+
+def _right(here: audits.CanaryFinding) -> str:
+    least = f"with 95 % confidence that takes an epsilon of {_plain(here.epsilon_low)} or more"
+    if not here.epsilon_low:
+        least = "chance alone explains that"
+    guesses = f"{here.right:,} of {here.guesses:,} guesses at which canaries were planted are right"
+    return f"{guesses}, and {least}"
+
+
+def _promise(
+    found: Mapping[audits.View, audits.CanaryFinding], promise: papers.Guarantee | None
+) -> Iterator[audits.Judgement]:
+    """The promised epsilon against the largest bound of any view, where there are both.
+
+    Without canaries a promise passes on its owner's word, as its accountant's sum is worth more
+    than a few canaries; without a promise nothing at all is known of epsilon, and that warns.
+    """
+    if not found:
+        yield _no_canaries(promise)
+        return
+    if promise is None:
+        return
+    view, here = max(found.items(), key=lambda item: item[1].epsilon_low)
+    said = f"The owner promises {_promised(promise)}"
+    shown = f"Through {_WHO[view]} {_right(here)}"
+    if here.delta < promise.delta:
+        verdict: audits.Verdict = "warn"
+        reason = (
+            f"{said}, but canaries were judged at the smaller delta {here.delta:.2g}, where "
+            "epsilon may be larger; audit again at the promised delta."
+        )
+    elif here.epsilon_low > promise.epsilon:
+        verdict, reason = "fail", f"The promise is false. {said}. {shown}."
+    else:
+        verdict, reason = "pass", f"{said}. {shown}, which is no contradiction."
+    yield _judgement("promise", view, None, verdict, reason)
+
+
+def _no_canaries(promise: papers.Guarantee | None) -> audits.Judgement:
+    if promise is None:
+        reason = (
+            "Nothing was promised and no canaries were planted, so nothing bounds what the expert "
+            "tells of a record, and nobody measured it."
+        )
+        return _judgement("canaries", None, None, "warn", reason)
+    reason = (
+        f"The owner promises {_promised(promise)}. No canaries were planted, so the promise rests "
+        "on the owner's word and no measurement speaks for or against it."
+    )
+    return _judgement("canaries", None, None, "pass", reason)
+
+
+def _promised(promise: papers.Guarantee) -> str:
+    return f"epsilon {_plain(promise.epsilon)} at delta {promise.delta:.2g} for each record"
+
+
+def _withdrawal(findings: Findings, policy: audits.Policy) -> Iterator[audits.Judgement]:
+    """After the withdrawal nothing may be left that chance does not explain."""
+    view: audits.View = "withdrawn"
+    here = findings.extraction.get(view)
+    if here is None or here.excess is None:
+        yield _not_measured("extraction", view)
+    else:
+        reason = _gives_back(here, here.excess, view)
+        yield _gone("extraction", here.excess, _most(here), policy, reason)
+    yield _membership(findings.membership, view, policy)
+    canaries = findings.canaries.get(view)
+    if canaries is not None:
+        yield _forgotten(canaries, policy)
+    elif findings.canaries:
+        yield _not_measured("epsilon", view)
+
+
+def _gone(
+    measure: str, excess: audits.Estimate, high: float, policy: audits.Policy, reason: str
+) -> audits.Judgement:
+    """The difference to the anchor after the withdrawal: zero must be in its interval.
+
+    So that an audit of few documents is not the easiest to pass, the interval must also end under
+    what fails before the withdrawal.
+    """
+    limit = policy.withdrawn_excess
+    with_it = policy.extracted_excess if measure == "extraction" else policy.membership_excess
+    if excess.low > limit.fail:
+        verdict: audits.Verdict = "fail"
+        rule = "more than chance explains: something of the expert is still there"
+    elif excess.low > limit.warn:
+        verdict, rule = "warn", "slightly more than chance explains; audit more documents"
+    elif high > with_it.fail:
+        verdict, rule = "warn", f"too few documents to rule out {_points(with_it.fail)}"
+    else:
+        verdict, rule = "pass", "what is left cannot be told from the public model"
+    return _judgement(measure, "withdrawn", excess, verdict, f"{reason}; {rule}.")
+
+
+def _forgotten(here: audits.CanaryFinding, policy: audits.Policy) -> audits.Judgement:
+    if here.epsilon_low > policy.epsilon_low.warn:
+        verdict: audits.Verdict = "fail"
+        rule = "after the withdrawal nothing but chance should be left"
+    elif here.epsilon_low > 0:
+        verdict, rule = "warn", "chance shows this in one audit of twenty; audit again"
+    else:
+        verdict, rule = "pass", "nothing of the expert is found"
+    reason = f"Through {_WHO['withdrawn']} {_right(here)}; {rule}."
+    return _judgement("epsilon", "withdrawn", None, verdict, reason)
+
+
+def _control(here: audits.Extraction | None) -> audits.Judgement:
+    """Whether the attack works at all where there is something to find."""
+    if here is None:
+        reason = (
+            "No model was overfitted on purpose, so nobody knows whether the extraction attack "
+            "works here; its numbers may be low because it does not."
+        )
+        return _judgement("control", None, None, "warn", reason)
+    share = here.extracted
+    reason = (
+        f"From a model overfitted on purpose the attack gets back {_percent(share.value)} of "
+        f"{here.documents:,} documents {_interval(share, _percent)}"
+    )
+    if share.value < CONTROL_MIN_SHARE:
+        rule = f"under {_percent(CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+        return _judgement("control", "control", share, "warn", f"{reason}, {rule}.")
+    return _judgement("control", "control", share, "pass", f"{reason}: the attack works.")
+
+
+def _hold(
+    limit: audits.Threshold, value: float, high: float, show: Callable[[float], str]
+) -> tuple[audits.Verdict, str]:
+    """A verdict and its half of the sentence."""
+    if value > limit.fail:
+        return "fail", f"more than {show(limit.fail)} fails"
+    if value > limit.warn:
+        return "warn", f"more than {show(limit.warn)} warns"
+    if high > limit.fail:
+        return "warn", f"too few were tried to rule out {show(limit.fail)}, which fails"
+    return "pass", f"up to {show(limit.warn)} passes"
+
+
+def _not_measured(measure: str, view: audits.View) -> audits.Judgement:
+    reason = f"Not measured through {_WHO[view]}, or not beside the public model."
+    return _judgement(measure, view, None, "warn", reason)
+
+
+def _judgement(
+    measure: str,
+    view: audits.View | None,
+    number: audits.Estimate | None,
+    verdict: audits.Verdict,
+    reason: str,
+) -> audits.Judgement:
+    return audits.Judgement(
+        measure=measure, view=view, number=number, verdict=verdict, reason=reason
+    )
+
+
+def _interval(number: audits.Estimate, show: Callable[[float], str]) -> str:
+    return f"(95 % interval: {show(number.low)} to {show(number.high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.3g} %-points" if share else "0 %-points"
+
+
+def _tokens(count: float) -> str:
+    return f"{count:.0f} tokens"
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:.2f} bits"
+
+
+def _plain(number: float) -> str:
+    return f"{number:.3g}"

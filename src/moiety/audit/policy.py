@@ -1,0 +1,60 @@
+"""``policy.toml``: what an owner accepts, in a file of a few lines."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from moiety.bundle import audits
+from moiety.errors import ConfigError, FormatError
+from moiety.files import read_limited
+
+_POLICY_MAX_BYTES: Final = 64 * 2**10
+
+
+def read_policy(path: Path | None) -> audits.Policy:
+    """The policy in a TOML file, or the default one; what the file leaves out keeps its default.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, a value of another type, a threshold that warns only
+            above what fails.
+    """
+    if path is None:
+        return audits.Policy()
+    given = _read_toml(path)
+    values = audits.Policy().model_dump()
+    _check_known(given, values, "", path)
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(values[key], dict)
+        values[key] = {**values[key], **value} if both else value
+    try:
+        return audits.Policy.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{key}: {first['msg']}", where=path, remedy="docs/formats.md has the default policy"
+        ) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_limited(path, _POLICY_MAX_BYTES).decode("utf-8"))
+    except FormatError as error:
+        raise ConfigError(error.message, where=path) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not TOML: {error}", where=path) from None
+
+
+def _check_known(given: dict[str, Any], known: dict[str, Any], prefix: str, path: Path) -> None:
+    for key, value in given.items():
+        if key not in known:
+            names = ", ".join(prefix + name for name in known)
+            raise ConfigError(
+                f"unknown key {prefix + key!r}", where=path, remedy=f"known are {names}"
+            )
+        if isinstance(value, dict) and isinstance(known[key], dict):
+            _check_known(value, known[key], f"{prefix}{key}.", path)
