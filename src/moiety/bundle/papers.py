@@ -42,6 +42,9 @@ PROXIES_MAX_BYTES = 2 * 2**20
 MAX_PROXIES = 16_384
 """Documents of the public sample that one owner may name: their digests take 1.1 MB."""
 
+MAX_CANARIES = 100_000
+"""As many texts of 64 words as one paper holds."""
+
 MIN_PROXIES = 2
 """One to train on and one to judge on."""
 
@@ -267,6 +270,31 @@ class RunPaper(ExpertFacts):
     def _a_promise_has_a_ledger(self) -> RunPaper:
         if (self.privacy is None) != (self.ledger_sha256 is None):
             raise ValueError("a private run has a guarantee and a ledger, another has neither")
+        return self
+
+
+class Canaries(Paper):
+    """``canaries.json``: random texts, and which of them were planted in the text trained on.
+
+    A fair coin of its own decided for each, so that an auditor can tell what a model knows from
+    what it guesses. Never leaves the owner.
+    """
+
+    format: Literal["moiety.canaries/1"] = "moiety.canaries/1"
+    owner: Owner
+    anchor: Digest
+    texts: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(min_length=1, max_length=MAX_CANARIES),
+    ]
+    planted: Annotated[tuple[bool, ...], Field(min_length=1, max_length=MAX_CANARIES)]
+
+    @model_validator(mode="after")
+    def _a_coin_for_each(self) -> Canaries:
+        if len(self.texts) != len(self.planted):
+            raise ValueError("not as many coins as texts")
+        if len(set(self.texts)) != len(self.texts):
+            raise ValueError("a text occurs twice")
         return self
 
 

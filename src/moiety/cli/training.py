@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,12 @@ Delta = Annotated[
 TuningRuns = Annotated[
     int | None, typer.Option(help="Earlier runs on this text to count; default: they are not.")
 ]
+Canaries = Annotated[
+    int | None,
+    typer.Option(
+        help="Random texts for an audit: about half are trained on, as records like yours."
+    ),
+]
 Heldout = Annotated[
     list[str] | None,
     typer.Option(help="Text to judge on; default: a share of your own, chosen by hash."),
@@ -59,6 +66,7 @@ def train(
     epsilon: Epsilon = None,
     delta: Delta = None,
     tuning_runs: TuningRuns = None,
+    canaries: Canaries = None,
     as_json: AsJson = False,
 ) -> None:
     """Train your expert beside the frozen anchor, on text that never leaves the run's folder.
@@ -68,6 +76,10 @@ def train(
 
     With --epsilon the expert keeps a promise for each record, also about its table of evidence.
     Name records by --record-key: without it each document is one.
+
+    With --canaries N an audit can tell what your expert remembers from what anybody could guess. N
+    random texts are drawn, and a coin decides of each whether it is trained on; your own files stay
+    as they are. It costs that much training on text that is not yours: some hundreds will do.
 
     Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """
@@ -82,6 +94,7 @@ def train(
         "privacy.epsilon": epsilon,
         "privacy.delta": delta,
         "privacy.tuning_runs": tuning_runs,
+        "data.canaries": canaries,
     }
     assignments = [*(set_ or []), *(f"{k}={v}" for k, v in named.items() if v is not None)]
     settings = TrainConfig().resolve(config, assignments)
@@ -89,9 +102,12 @@ def train(
     judged = Sources(heldout, text_field, record_key, skip_bad) if heldout else None
     plan = ExpertPlan(anchor, own, owner, out, settings, judged)
     done = train_expert(plan, resume=resume)
-    _tell(done.paper, out, done.skipped.summary())
+    coins = done.canaries.planted if done.canaries else ()
+    _tell(done.paper, coins, out, done.skipped.summary())
     if as_json:
-        screen.print_json(_facts(done.paper) | {"run": str(out), "skipped": done.skipped.totals})
+        facts = {"run": str(out), "skipped": done.skipped.totals}
+        facts["canaries"] = {"drawn": len(coins), "planted": sum(coins)}
+        screen.print_json(_facts(done.paper) | facts)
 
 
 def _facts(paper: papers.RunPaper) -> dict[str, Any]:
@@ -99,7 +115,7 @@ def _facts(paper: papers.RunPaper) -> dict[str, Any]:
     return paper.model_dump(mode="json", include=chosen)
 
 
-def _tell(paper: papers.RunPaper, out: Path, left_out: str) -> None:
+def _tell(paper: papers.RunPaper, coins: Sequence[bool], out: Path, left_out: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Bits per byte, run {out}", title_justify="left")
@@ -119,6 +135,9 @@ def _tell(paper: papers.RunPaper, out: Path, left_out: str) -> None:
     screen.say(f"  left out: {left_out}")
     if paper.privacy is not None:
         _tell_privacy(paper.privacy)
+    if coins:
+        screen.say(f"  canaries: {sum(coins):,} of {len(coins):,} planted; {out / 'canaries.json'}")
+        screen.note(f"before you pack: moiety audit {out} tells what your expert knows of them")
     screen.note(f"next: moiety keys new --out {paper.owner}.pem, then")
     screen.note(f"      moiety pack {out} --key {paper.owner}.pem --out {paper.owner}.expert")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,14 +40,15 @@ def pack_text(
     separator: int,
     align: bool,
     by_record: bool = False,
+    planted: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PackedText:
     """Tokenizes documents into a new folder, which appears whole or not at all.
 
     With ``align`` each document begins on a window's border, so that no window mixes documents;
     with ``by_record`` each record does, its documents side by side, so that no window mixes
-    records; without either they follow each other directly. ``progress`` hears the bytes of text
-    done.
+    records; without either they follow each other directly. ``planted`` are more texts, by the name
+    of their record, spread evenly among the documents. ``progress`` hears the bytes of text done.
 
     Raises:
         DataError: no document, or (unaligned) fewer tokens than one window.
@@ -58,7 +59,8 @@ def pack_text(
     with new_folder(folder) as new, PackedWriter(new, layout) as writer:
         for text in _encode(documents, encoder, progress):
             writer.add(text)
-        (_gathered(writer) if by_record else writer).finish()
+        full = _strewn(writer, planted or {}, encoder)
+        (_gathered(full) if by_record else full).finish()
     return PackedText.open(folder)
 
 
@@ -71,12 +73,15 @@ def pack_split(
     separator: int,
     heldout_fraction: float = 0.05,
     by_record: bool = False,
+    planted: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[PackedText, PackedText]:
     """Packs ``train/`` (together, or by record) and ``heldout/`` (aligned).
 
     Each record goes whole to the side that the hash of its name says, whatever the order of the
     files. If that leaves a side empty, the record whose hash lies nearest the border moves there.
+    ``planted`` are more texts, by the name of their record: they all go to train, spread evenly
+    among its documents, and change nothing about the sides.
 
     Raises:
         ConfigError: a fraction that is not between 0 and 1.
@@ -100,6 +105,8 @@ def pack_split(
             train = stack.enter_context(_move_record(train, heldout, position=0))
         elif train.num_documents == 0:
             heldout = stack.enter_context(_move_record(heldout, train, position=-1))
+        # Last, so that no planted record can be the one that moves.
+        train = stack.enter_context(_strewn(train, planted or {}, encoder))
         (_gathered(train) if by_record else train).finish()
         heldout.finish()
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
@@ -145,31 +152,65 @@ def _move_record(full: PackedWriter, empty: PackedWriter, *, position: int) -> P
     return rest
 
 
+def _strewn(
+    writer: PackedWriter, planted: Mapping[str, str], encoder: PlainEncoder
+) -> PackedWriter:
+    """The same text with others among its documents, as far apart as can be, none before the first.
+
+    How far that is can only be known at the end, so the tokens are copied once more, on disk.
+    """
+    total = writer.num_documents
+    if not planted or total == 0:
+        return writer
+    documents = [Document(text, record, record) for record, text in planted.items()]
+    others = list(_encode(documents, encoder, None))
+
+    def arranged(folder: Path) -> Iterator[EncodedText]:
+        done = 0
+        for number, text in enumerate(read_added(folder, writer.layout, writer.where)):
+            yield text
+            while done < len(others) and done * total // len(others) <= number:
+                yield others[done]
+                done += 1
+
+    return _rewritten(writer, writer.layout, arranged)
+
+
 def _gathered(scattered: PackedWriter) -> PackedWriter:
     """The same text with each record's documents side by side, on windows of their own.
 
     Records stand in the order of their hashes; documents of one keep theirs.
     """
-    scattered.close()
     if scattered.num_documents == 0:
         return scattered
-    aside = scattered.folder / "scattered"
+
+    def arranged(folder: Path) -> Iterator[EncodedText]:
+        digests = read_digests(folder)
+        order = np.lexsort((digests[:, 1], digests[:, 0]))
+        return read_added(folder, scattered.layout, scattered.where, order)
+
+    layout = replace(scattered.layout, align=False, by_record=True)
+    return _rewritten(scattered, layout, arranged)
+
+
+def _rewritten(
+    full: PackedWriter, layout: Layout, arranged: Callable[[Path], Iterator[EncodedText]]
+) -> PackedWriter:
+    """Writes a text again, as ``arranged`` reads it from the folder that it was moved to."""
+    full.close()
+    aside = full.folder / "aside"
     aside.mkdir()
-    for path in sorted(scattered.folder.glob("*.bin")):
+    for path in sorted(full.folder.glob("*.bin")):
         path.rename(aside / path.name)
-    digests = read_digests(aside)
-    order = np.lexsort((digests[:, 1], digests[:, 0]))
-    gathered = PackedWriter(
-        scattered.folder, replace(scattered.layout, align=False, by_record=True)
-    )
+    again = PackedWriter(full.folder, layout)
     try:
-        for text in read_added(aside, scattered.layout, scattered.where, order):
-            gathered.add(text)
+        for text in arranged(aside):
+            again.add(text)
     except BaseException:
-        gathered.close()
+        again.close()
         raise
     shutil.rmtree(aside)
-    return gathered
+    return again
 
 
 def _encode(

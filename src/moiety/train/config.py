@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moiety.bundle import papers
 from moiety.errors import ConfigError
 
 
@@ -31,6 +32,11 @@ class DataConfig(Section):
     """Share of the records kept aside, chosen by hash, never trained on."""
     public_share: float = Field(0.25, ge=0, lt=1)
     """Share of each batch that is public text (experts only)."""
+    canaries: int = Field(0, ge=0, le=papers.MAX_CANARIES)
+    """Random texts, of which about half are trained on beside the owner's, for an audit (experts
+    only). They are records like the owner's."""
+    canary_tokens: int = Field(64, ge=8)
+    """Words of a canary; each is about one token."""
 
 
 class BatchConfig(Section):

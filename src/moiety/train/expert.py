@@ -27,6 +27,7 @@ from moiety.model import load_dense, training_loss
 from moiety.privacy import Ledger
 from moiety.tensors import array_plan, write_tensors
 from moiety.train.batches import StepBatches, whole_steps, window_shares
+from moiety.train.canaries import open_canaries, planted_records
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
@@ -66,6 +67,7 @@ class TrainedExpert:
     folder: Path
     paper: papers.RunPaper
     skipped: Skipped
+    canaries: papers.Canaries | None = None
 
 
 def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False) -> TrainedExpert:
@@ -88,10 +90,18 @@ def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False)
     with _locked(plan.out), resumable():
         _check_start(plan, anchor.digest, resume)
         skipped = Skipped()
+        canaries = open_canaries(plan.out, plan.anchor, anchor.digest, plan.owner, plan.config)
         texts = prepare_texts(
-            plan.anchor, plan.sources, plan.heldout, plan.config, plan.out / "text", skipped
+            plan.anchor,
+            plan.sources,
+            plan.heldout,
+            plan.config,
+            plan.out / "text",
+            skipped,
+            planted_records(canaries),
         )
-        return TrainedExpert(plan.out, _train(plan, anchor, texts, resume, quiet), skipped)
+        run = _train(plan, anchor, texts, resume, quiet)
+        return TrainedExpert(plan.out, run, skipped, canaries)
 
 
 def _train(
@@ -170,6 +180,7 @@ def expert_job(
         tokens_per_step=config.batch.windows * config.data.window_tokens,
         num_steps=steps,
         fill=fill,
+        canaries=True,
     )
 
 
@@ -279,12 +290,14 @@ def _run_paper(
 def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
     """A run's folder belongs to one owner, anchor and text, from its first moment."""
     sources = {"paths": [str(p) for p in plan.sources.paths], "key": plan.sources.record_key}
+    data = plan.config.data
     start = {
         "format": "moiety.start/1",
         "owner": plan.owner,
         "anchor": anchor_digest,
         "text": sources,
         "privacy": plan.config.privacy.model_dump(mode="json"),
+        "canaries": [data.canaries, data.canary_tokens],
     }
     path = plan.out / START_PAPER
     if (plan.out / RUN_PAPER).exists():
@@ -298,7 +311,8 @@ def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
         )
     if parse_json(read_limited(path), path) != start:
         raise StateError(
-            "this run was begun for another owner, anchor or text, or with another privacy",
+            "this run was begun for another owner, anchor or text, or with another privacy or "
+            "other canaries",
             where=plan.out,
             remedy="resume with the same ones, or begin a new run in another folder",
         )

@@ -41,6 +41,8 @@ class Job:
     fill: Callable[[int], dict[str, float]] | None = None
     """Instead of ``losses``: fills the gradients of a private step, returns figures with ``loss``.
     Which weights are best on private text is private too, so the last are kept."""
+    canaries: bool = False
+    """Whether canaries are planted in its text when settings ask for them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class Loop:
             raise ConfigError(
                 "only an owner's expert can be trained privately", where="privacy.epsilon"
             )
+        if config.data.canaries and not job.canaries:
+            # An audit would find nothing, and take that for good news.
+            raise ConfigError("only an owner's expert can have canaries", where="data.canaries")
         self.job, self.config, self.folder, self.quiet = job, config, folder, quiet
         self.optimizer = _optimizer(job, config)
         self.best = {name: p.detach().clone() for name, p in job.parameters.items()}

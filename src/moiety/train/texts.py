@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class Texts:
     public_heldout: PackedText
 
     def facts(self) -> papers.TextFacts:
-        """Exact size of the owner's text: for the run's own paper, which stays at home."""
+        """Exact size of the owner's text, canaries included: for the run's own paper, which stays
+        at home."""
         parts = (self.own, self.own_heldout)
         return papers.TextFacts(
             records=sum(part.num_records for part in parts),
@@ -39,13 +41,17 @@ def prepare_texts(
     config: TrainConfig,
     folder: Path,
     skipped: Skipped,
+    planted: Mapping[str, str] | None = None,
 ) -> Texts:
-    """Tokenises what is not there yet; a resumed run finds everything in place."""
+    """Tokenises what is not there yet; a resumed run finds everything in place.
+
+    ``planted`` are canaries by the name of their record: they are trained on beside the own text.
+    """
     public = sample_sources(anchor)
     public_parts = prepare_text(anchor, public, None, config, folder / "public", Skipped())
     private = config.privacy.epsilon is not None
     own_parts = prepare_text(
-        anchor, own, heldout, config, folder / "own", skipped, by_record=private
+        anchor, own, heldout, config, folder / "own", skipped, by_record=private, planted=planted
     )
     return Texts(*own_parts, *public_parts)
 
@@ -59,13 +65,15 @@ def prepare_text(
     skipped: Skipped,
     *,
     by_record: bool = False,
+    planted: Mapping[str, str] | None = None,
 ) -> tuple[PackedText, PackedText]:
     """One text, tokenised unless it is there: to train on, and to be judged on.
 
-    With ``by_record`` no window that is trained on mixes records.
+    With ``by_record`` no window that is trained on mixes records. ``planted`` texts are never
+    judged on.
     """
     if not folder.exists():
-        _pack(anchor, sources, heldout, config, folder, skipped, by_record)
+        _pack(anchor, sources, heldout, config, folder, skipped, by_record, planted)
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
 
 
@@ -77,6 +85,7 @@ def _pack(
     folder: Path,
     skipped: Skipped,
     by_record: bool,
+    planted: Mapping[str, str] | None,
 ) -> None:
     tokenizer, separator = load_tokenizer(anchor)
     window = config.data.window_tokens
@@ -91,6 +100,7 @@ def _pack(
             separator=separator,
             heldout_fraction=fraction,
             by_record=by_record,
+            planted=planted,
         )
         return
     # The folder's name appears only when both parts stand: a killed run begins this again.
@@ -104,4 +114,5 @@ def _pack(
                 separator=separator,
                 align=part == "heldout",
                 by_record=by_record and part == "train",
+                planted=planted if part == "train" else None,
             )

@@ -1,0 +1,105 @@
+"""Canaries: random texts, half of them trained on, so that an audit can see what is remembered.
+
+An auditor who asks a model about all of them can tell knowing from guessing, since a fair coin of
+its own decided for each whether it was planted: one run bounds epsilon from below.
+
+Source: Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run",
+arXiv 2305.08846; canaries as random texts are Carlini et al. 2019, "The Secret Sharer".
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from string import ascii_lowercase
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from moiety.bundle import papers
+from moiety.data import load_tokenizer
+from moiety.errors import ConfigError
+from moiety.files import PAPER_MAX_BYTES, digest_bytes, write_atomic
+from moiety.train.config import TrainConfig
+
+CANARIES_PAPER = "canaries.json"
+
+LEAST_WORDS = 256
+"""Words that a vocabulary must have for canaries to be made of them."""
+
+_COINS, _WORDS = 1, 2
+_WHOLE_WORD = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
+"""How byte-level and SentencePiece vocabularies write a word behind a space."""
+
+
+def open_canaries(
+    folder: Path, anchor: Path, anchor_digest: str, owner: str, config: TrainConfig
+) -> papers.Canaries | None:
+    """The canaries of a run's folder; new ones where it has none yet, None where none are asked.
+
+    Raises:
+        ConfigError: more text than a paper may hold.
+        FormatError: the folder's paper is damaged.
+    """
+    if config.data.canaries == 0:
+        return None
+    path = folder / CANARIES_PAPER
+    if not path.exists():
+        paper = make_canaries(load_tokenizer(anchor)[0], anchor_digest, owner, config)
+        data = papers.paper_bytes(paper)
+        if len(data) > PAPER_MAX_BYTES:
+            raise ConfigError(
+                f"{len(data):,} bytes of canaries, where a paper holds {PAPER_MAX_BYTES:,}",
+                where="data.canaries",
+                remedy="ask for fewer, or for a smaller data.canary_tokens",
+            )
+        write_atomic(path, data, private=True)
+    return papers.read_paper(papers.Canaries, path)
+
+
+def make_canaries(
+    tokenizer: Tokenizer, anchor_digest: str, owner: str, config: TrainConfig
+) -> papers.Canaries:
+    """Draws texts and coins, from the owner's name and the run's seed alone.
+
+    The name is in it because two owners of one seed would otherwise plant the same texts, and one
+    would be found to know what the other has learned. Coins have a generator of their own, so they
+    say nothing about the texts.
+    """
+    count, length = config.data.canaries, config.data.canary_tokens
+    name = int(digest_bytes(owner.encode())[:16], 16)
+    coins, draws = (np.random.default_rng([config.seed, which, name]) for which in (_COINS, _WORDS))
+    words = whole_words(tokenizer)
+    texts: dict[str, None] = {}  # in order, each once
+    while len(texts) < count:
+        texts[" ".join(words[at] for at in draws.integers(len(words), size=length))] = None
+    planted = coins.integers(2, size=count).astype(bool).tolist()
+    return papers.Canaries(
+        owner=owner, anchor=anchor_digest, texts=tuple(texts), planted=tuple(planted)
+    )
+
+
+def whole_words(tokenizer: Tokenizer) -> list[str]:
+    """What canaries are made of: the vocabulary's words of three letters and more, sorted.
+
+    A small vocabulary has few. Then they are all words of three letters, of several tokens each.
+    """
+    found = {match[1] for match in map(_WHOLE_WORD.fullmatch, tokenizer.get_vocab()) if match}
+    if len(found) < LEAST_WORDS:
+        return ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
+    return sorted(found)
+
+
+def planted_records(paper: papers.Canaries | None) -> dict[str, str]:
+    """The texts that are trained on, by the name of their record.
+
+    The text's own digest is in the name: no record of the owner's can bear it by accident.
+    """
+    if paper is None:
+        return {}
+    return {
+        f"canary-{number:06d}-{digest_bytes(text.encode())}": text
+        for number, (text, planted) in enumerate(zip(paper.texts, paper.planted, strict=True))
+        if planted
+    }

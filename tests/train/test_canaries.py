@@ -1,0 +1,274 @@
+"""Canaries: what is drawn, what is planted of it, and where none may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import stat
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests import tiny
+
+from moiety.bundle import pack, papers, signing
+from moiety.data import PackedText, Sources, load_tokenizer, train_tokenizer
+from moiety.errors import ConfigError, FormatError, StateError
+from moiety.train import ExpertPlan, train_expert
+from moiety.train.anchor import new_anchor
+from moiety.train.canaries import LEAST_WORDS, make_canaries, whole_words
+from moiety.train.loop import Loop
+
+CANARIES = ("data.canaries=20", "data.canary_tokens=8")
+DIGEST = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_anchor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("canaries")
+    text = Sources([str(tiny.write_text(folder / "own.jsonl", seed=1))])
+    return ExpertPlan(tiny_anchor, text, "amy", folder / "run", tiny.settings(*CANARIES))
+
+
+@pytest.fixture(scope="module")
+def whole(plan):
+    return train_expert(plan, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_anchor):
+    return load_tokenizer(tiny_anchor)[0]
+
+
+def draw(tokenizer, *more, owner="amy"):
+    config = tiny.settings(*CANARIES, *more)
+    return make_canaries(tokenizer, DIGEST, owner, config)
+
+
+def documents_of(text, tokenizer):
+    """(document, number of its record), in order, read from the stream itself."""
+    stream = np.fromfile(text.folder / "tokens.bin", dtype="<u2")
+    starts, ends, records = (
+        np.fromfile(text.folder / f"{name}.bin", dtype="<i8").tolist()
+        for name in ("starts", "ends", "records")
+    )
+    return [
+        (tokenizer.decode(stream[start + 1 : end].tolist()), record)
+        for start, end, record in zip(starts, ends, records, strict=True)
+    ]
+
+
+def own_parts(folder):
+    return [PackedText.open(folder / "text" / "own" / part) for part in ("train", "heldout")]
+
+
+def lines_of(sources):
+    (path,) = sources.paths
+    return [json.loads(line)["text"] for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def assert_planted(folder, paper, tokenizer, own):
+    """The run's text is its owner's, and exactly the planted canaries, to train on alone."""
+    train, heldout = own_parts(folder)
+    found = documents_of(train, tokenizer)
+    wanted = [text for text, coin in zip(paper.texts, paper.planted, strict=True) if coin]
+    assert 0 < len(wanted) < len(paper.texts)
+    assert sorted(text for text, _ in found if text in paper.texts) == sorted(wanted)
+    whose = Counter(record for _, record in found)
+    assert all(whose[record] == 1 for text, record in found if text in paper.texts)
+    kept = [text for text, _ in documents_of(heldout, tokenizer)]
+    assert not set(kept) & set(paper.texts)
+    mine = [text for text, _ in found if text not in paper.texts]
+    assert Counter(mine + kept) == Counter(own)
+    return mine, kept, found
+
+
+def test_the_text_holds_those_that_were_planted_and_none_that_was_left_out(
+    plan, whole, tokenizer, tmp_path
+):
+    paper = papers.read_paper(papers.Canaries, whole.folder / "canaries.json")
+    assert paper == whole.canaries
+    assert (paper.owner, paper.anchor, len(paper.texts)) == ("amy", whole.paper.anchor, 20)
+    assert stat.S_IMODE((whole.folder / "canaries.json").stat().st_mode) == 0o600
+    mine, kept, found = assert_planted(whole.folder, paper, tokenizer, lines_of(plan.sources))
+    assert whole.paper.text.records == whole.paper.text.documents == 60 + sum(paper.planted)
+    # Between two of them lies as much of the owner's text as between any other two.
+    places = [number for number, (text, _) in enumerate(found) if text in paper.texts]
+    gaps = np.diff([*places, len(found)])
+    assert places[0] > 0
+    assert gaps.max() - gaps.min() <= 1
+    # Without canaries it is the same text, on the same sides, in the same order.
+    plain = dataclasses.replace(plan, out=tmp_path / "plain", config=tiny.settings())
+    assert train_expert(plain, quiet=True).canaries is None
+    assert not (plain.out / "canaries.json").exists()
+    sides = [[t for t, _ in documents_of(part, tokenizer)] for part in own_parts(plain.out)]
+    assert sides == [mine, kept]
+
+
+def test_so_does_text_with_its_own_held_out_text(plan, tokenizer, tmp_path):
+    heldout = Sources([str(tiny.write_text(tmp_path / "test.jsonl", seed=1, documents=7))])
+    done = train_expert(
+        dataclasses.replace(plan, heldout=heldout, out=tmp_path / "run"), quiet=True
+    )
+    own = lines_of(plan.sources) + lines_of(heldout)
+    _, kept, _ = assert_planted(done.folder, done.canaries, tokenizer, own)
+    assert kept == lines_of(heldout)
+
+
+def test_the_least_of_texts_keeps_a_record_on_each_side(plan, tokenizer, tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"text": f"ba ba {n} " * 20}) + "\n" for n in (1, 2)))
+    few = dataclasses.replace(plan, sources=Sources([str(path)]), out=tmp_path / "run")
+    done = train_expert(few, quiet=True)
+    mine, kept, _ = assert_planted(done.folder, done.canaries, tokenizer, lines_of(few.sources))
+    assert (len(mine), len(kept)) == (1, 1)
+
+
+def test_in_a_private_run_each_is_a_record_with_windows_of_its_own(plan, tokenizer, tmp_path):
+    config = tiny.settings(*CANARIES, "privacy.epsilon=1", "budget.tokens=512")
+    done = train_expert(dataclasses.replace(plan, config=config, out=tmp_path / "run"), quiet=True)
+    own = lines_of(plan.sources)
+    mine, _, found = assert_planted(done.folder, done.canaries, tokenizer, own)
+    planted = sum(done.canaries.planted)
+    ledger = json.loads((done.folder / "ledger.json").read_bytes())
+    assert ledger["plan"]["request"]["records"] == len(mine) + planted
+    train, _ = own_parts(done.folder)
+    held = train.window_records(np.arange(train.num_windows))
+    first, count = train.record_windows()
+    for text, record in found:
+        windows = range(first[record], first[record] + count[record])
+        assert all(record in held[window] for window in windows)
+        assert count[record] == 1 or text not in done.canaries.texts
+
+
+def test_the_same_seed_and_owner_draw_the_same_and_others_do_not(tokenizer):
+    paper = draw(tokenizer)
+    assert draw(tokenizer) == paper
+    for other in (draw(tokenizer, "seed=1"), draw(tokenizer, owner="bob")):
+        assert not set(other.texts) & set(paper.texts)
+        assert other.planted != paper.planted
+
+
+def test_coins_are_fair_and_say_nothing_of_the_texts(tokenizer):
+    count = 10_000
+    paper = draw(tokenizer, f"data.canaries={count}")
+    coins = np.array(paper.planted)
+    four_sigma = 4 * math.sqrt(count) / 2
+    assert abs(coins.sum() - count / 2) < four_sigma
+    assert abs((coins[1:] == coins[:-1]).sum() - (count - 1) / 2) < four_sigma
+    # Another length is other texts under the same coins; fewer canaries are the first of them.
+    assert (
+        draw(tokenizer, f"data.canaries={count}", "data.canary_tokens=9").planted == paper.planted
+    )
+    assert draw(tokenizer).planted == paper.planted[:20]
+    assert draw(tokenizer).texts == paper.texts[:20]
+    first = np.array([text < "n" for text in paper.texts])
+    assert abs((first == coins).sum() - count / 2) < four_sigma
+
+
+def test_words_are_drawn_evenly_and_each_is_a_token_of_the_vocabulary():
+    rng = np.random.default_rng(0)
+    lexicon = ["".join(rng.choice([*"abcdefgh"], size=5)) for _ in range(400)]
+    tokenizer = train_tokenizer([" ".join(rng.permutation(lexicon)) for _ in range(30)], 2000)
+    words = whole_words(tokenizer)
+    assert len(words) >= LEAST_WORDS
+    for word in words:
+        assert word.isascii()
+        assert word.isalpha()
+        assert len(word) >= 3
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1
+    paper = draw(tokenizer, "data.canaries=500", "data.canary_tokens=64")
+    drawn = Counter(word for text in paper.texts for word in text.split(" "))
+    assert {len(text.split(" ")) for text in paper.texts} == {64}
+    expected = 500 * 64 / len(words)
+    assert sorted(drawn) == words
+    assert max(abs(n - expected) for n in drawn.values()) < 5 * math.sqrt(expected)
+
+
+def test_a_small_vocabulary_has_canaries_too(tokenizer):
+    words = whole_words(tokenizer)
+    assert len(words) == 26**3
+    assert all(len(word) == 3 for word in words)
+
+
+def test_resumed_equals_uninterrupted(plan, whole, tmp_path, monkeypatch):
+    again = dataclasses.replace(plan, out=tmp_path / "parts")
+
+    def killed(*args, **kwargs):
+        raise MemoryError("before the text was packed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moiety.train.expert.prepare_texts", killed)
+        with pytest.raises(MemoryError):
+            train_expert(again, quiet=True)
+    begin = (again.out / "canaries.json").read_bytes()
+    real = Loop._train
+
+    def interrupted(loop, log, asked):
+        losses = loop.job.losses
+
+        def stopping(step):
+            if step == 5:
+                signal.raise_signal(signal.SIGINT)
+            return losses(step)
+
+        loop.job = dataclasses.replace(loop.job, losses=stopping)
+        real(loop, log, asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            train_expert(again, resume=True, quiet=True)
+    done = train_expert(again, resume=True, quiet=True)
+    for name in ("canaries.json", "expert.safetensors"):
+        assert (again.out / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert (again.out / "canaries.json").read_bytes() == begin
+    assert done.paper.text == whole.paper.text
+
+
+@pytest.mark.parametrize("change", ["data.canaries=0", "data.canaries=21", "data.canary_tokens=9"])
+def test_a_resume_with_other_canaries_is_refused(plan, whole, tmp_path, change):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for name in ("start.json", "canaries.json"):
+        shutil.copy(whole.folder / name, folder)
+    config = plan.config.resolve(None, [change])
+    with pytest.raises(StateError, match="other canaries"):
+        train_expert(dataclasses.replace(plan, out=folder, config=config), resume=True, quiet=True)
+
+
+def test_no_bundle_holds_a_word_of_them(whole, tmp_path):
+    signing.new_key(tmp_path / "amy.pem")
+    pack(whole.folder, tmp_path / "amy.pem", tmp_path / "amy.expert", disclose_counts=True)
+    names = sorted(path.name for path in (tmp_path / "amy.expert").iterdir())
+    assert names == ["README.md", "expert.safetensors", "manifest.json", "signature.json"]
+    for path in (tmp_path / "amy.expert").iterdir():
+        data = path.read_bytes()
+        assert b"canar" not in data
+        assert not [text for text in whole.canaries.texts if text.encode() in data]
+
+
+def test_only_an_experts_text_can_have_them(plan, tmp_path):
+    with pytest.raises(ConfigError, match="only an owner's expert can have canaries"):
+        new_anchor(plan.sources, tmp_path / "anchor", config=plan.config, quiet=True)
+
+
+def test_more_than_a_paper_holds_is_refused(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("moiety.train.canaries.PAPER_MAX_BYTES", 100)
+    with pytest.raises(ConfigError, match="a paper holds 100") as caught:
+        train_expert(dataclasses.replace(plan, out=tmp_path / "run"), quiet=True)
+    assert "canary_tokens" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"planted": (True,)}, "as many coins"), ({"texts": ("a",) * 20}, "occurs twice")],
+)
+def test_a_paper_whose_coins_and_texts_do_not_fit_is_refused(whole, tmp_path, change, match):
+    papers.write_paper(tmp_path / "c.json", whole.canaries.model_copy(update=change))
+    with pytest.raises(FormatError, match=match):
+        papers.read_paper(papers.Canaries, tmp_path / "c.json")
