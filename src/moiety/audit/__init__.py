@@ -1,1 +1,9 @@
-"""Does it leak: what a bundle and a release give away of the text they were made from."""
+"""Does it leak: what a bundle and a release give away of the text they were made from.
+
+The auditor shares no code with the audited: neither ``train`` nor ``privacy`` is imported here.
+"""
+
+from moiety.audit import pages, tables
+from moiety.audit.auditing import AuditPlan, audit
+
+__all__ = ["AuditPlan", "audit", "pages", "tables"]

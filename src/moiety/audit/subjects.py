@@ -58,7 +58,9 @@ def open_subject(path: Path, anchor: Path | None, owner: str | None) -> Iterator
     if owner is not None:
         raise ConfigError("only a release has several owners", where="--owner", remedy="leave it")
     if anchor is None:
-        raise ConfigError("no anchor was named", where="--anchor", remedy="name the anchor's folder")
+        raise ConfigError(
+            "no anchor was named", where="--anchor", remedy="name the anchor's folder"
+        )
     is_run = (path / RUN_PAPER).exists()
     if not is_run and not (path / "manifest.json").exists():
         raise FormatError(

@@ -289,13 +289,13 @@ def _run_paper(
 
 def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
     """A run's folder belongs to one owner, anchor and text, from its first moment."""
-    sources = {"paths": [str(p) for p in plan.sources.paths], "key": plan.sources.record_key}
     data = plan.config.data
     start = {
         "format": "moiety.start/1",
         "owner": plan.owner,
         "anchor": anchor_digest,
-        "text": sources,
+        "text": _named(plan.sources),
+        "heldout": None if plan.heldout is None else _named(plan.heldout),
         "privacy": plan.config.privacy.model_dump(mode="json"),
         "canaries": [data.canaries, data.canary_tokens],
     }
@@ -316,6 +316,10 @@ def _check_start(plan: ExpertPlan, anchor_digest: str, resume: bool) -> None:
             where=plan.out,
             remedy="resume with the same ones, or begin a new run in another folder",
         )
+
+
+def _named(sources: Sources) -> dict[str, object]:
+    return {"paths": [str(path) for path in sources.paths], "key": sources.record_key}
 
 
 @contextmanager

@@ -1,0 +1,258 @@
+"""An audit from beginning to end: text, views, attacks, verdict, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from moiety.audit.canaries import canary_finding
+from moiety.audit.control import ControlSettings, make_control
+from moiety.audit.extraction import ExtractionSettings, Longs, extract, extraction_of
+from moiety.audit.intervals import Floats
+from moiety.audit.judging import Findings, judge
+from moiety.audit.membership import MembershipScores, membership_of, score_passages, token_scores
+from moiety.audit.policy import read_policy
+from moiety.audit.records import Passage, choose_documents, choose_passages
+from moiety.audit.subjects import Subject, open_subject
+from moiety.audit.views import Watched, views_of
+from moiety.bundle import audits, papers
+from moiety.data import Skipped, Sources, load_tokenizer, tokenizer
+from moiety.errors import ConfigError, PolicyError
+from moiety.merge import load_release
+
+MEMBER_TOKENS: Final = 256
+"""A document is told from others by its first tokens, at most so many."""
+
+CANARY_BATCH: Final = 16
+
+_DELTA: Final = 1e-5
+"""What a bound on epsilon allows for where no delta was promised."""
+
+Watch = Callable[[str, int, int], None]
+"""Is told what is done now, how many parts are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What to audit, against which text, and how hard to look.
+
+    ``members`` is text the expert was trained on, ``nonmembers`` like text that it was not; None
+    where a run kept some aside. ``owner`` says whose expert of a release is meant.
+    """
+
+    subject: Path
+    members: Sources
+    nonmembers: Sources | None = None
+    anchor: Path | None = None
+    owner: str | None = None
+    canaries: Path | None = None
+    policy: Path | None = None
+    documents: int = 100
+    samples: int = 10
+    continuation_tokens: int = 64
+    num_members: int = 500
+    control: bool = True
+    seed: int = 0
+    device: str = "cpu"
+
+
+def audit(plan: AuditPlan, *, command: str = "", watch: Watch | None = None) -> audits.AuditReport:
+    """Attacks one owner's expert under every view there is of it, and judges what came out.
+
+    Raises:
+        ConfigError: numbers or names that make no sense. DataError: text that cannot be read.
+        StateError, TrustError: a subject that is not whole.
+    """
+    begun = time.monotonic()
+    _check(plan)
+    policy = read_policy(plan.policy)
+    with open_subject(plan.subject, plan.anchor, plan.owner) as subject:
+        attack = _Attack(plan, subject, watch)
+        findings = Findings(attack.extraction(), attack.membership(), attack.canaries())
+        views = tuple(view.name for view in attack.views)
+    judgements, verdict = judge(findings, views, subject.promise, policy)
+    return audits.AuditReport(
+        subject=subject.kind,
+        owner=subject.owner,
+        anchor=subject.anchor,
+        expert=subject.expert,
+        release=subject.digest,
+        promise=subject.promise,
+        settings=attack.settings(),
+        views=(*views, *(("control",) if "control" in findings.extraction else ())),
+        extraction=dict(findings.extraction),
+        membership={view: dict(found) for view, found in findings.membership.items()},
+        canaries=dict(findings.canaries),
+        policy=policy,
+        judgements=judgements,
+        verdict=verdict,
+        command=command,
+        made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=round(time.monotonic() - begun, 1),
+        versions={name: version(name) for name in ("moiety", "torch", "transformers")},
+    )
+
+
+def _check(plan: AuditPlan) -> None:
+    least = {
+        "documents": plan.documents,
+        "samples": plan.samples,
+        "tokens": plan.continuation_tokens,
+        "members": plan.num_members,
+    }
+    for name, number in least.items():
+        if number < 1:
+            raise ConfigError(f"{number} {name}", where=f"--{name}", remedy="give at least 1")
+
+
+class _Attack:
+    """One audit under way: the model, its views, and the text."""
+
+    def __init__(self, plan: AuditPlan, subject: Subject, watch: Watch | None) -> None:
+        self.plan, self.subject = plan, subject
+        loaded, self.separator = load_tokenizer(subject.release)
+        self.tokenizer: Tokenizer = loaded
+        self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
+        self.views = views_of(load_release(subject.release, device=plan.device), subject.owner)
+        self.how = ExtractionSettings(samples=plan.samples, seed=plan.seed)
+        self._watch, self._done = watch, 0
+        self._parts = 3 * len(self.views) + int(plan.control)
+        self._planted = self._open_canaries()
+        tokens = self.how.prefix_tokens + plan.continuation_tokens
+        draw = partial(choose_documents, count=plan.documents, tokens=tokens, seed=plan.seed)
+        self.documents = draw(self._members(), self.encoder).tokens
+        passages = partial(
+            choose_passages,
+            encoder=self.encoder,
+            tokenizer=loaded,
+            count=plan.num_members,
+            tokens=MEMBER_TOKENS,
+            seed=plan.seed,
+        )
+        self.members, self.outsiders = passages(self._members()), passages(self._outsiders())
+
+    def settings(self) -> audits.AuditSettings:
+        """How hard was looked, in the end."""
+        return audits.AuditSettings(
+            documents=len(self.documents),
+            samples=self.how.samples,
+            prefix_tokens=self.how.prefix_tokens,
+            continuation_tokens=self.plan.continuation_tokens,
+            members=len(self.members),
+            nonmembers=len(self.outsiders),
+            member_tokens=MEMBER_TOKENS,
+            seed=self.plan.seed,
+        )
+
+    def extraction(self) -> dict[audits.View, audits.Extraction]:
+        """Documents got back through every view, and through one that knows them by heart."""
+        views = [*self.views, *(self._control() if self.plan.control else ())]
+        results = {
+            view.name: extract(view, self.documents, self.separator, self.how)
+            for view in self._told("getting documents back", views)
+        }
+        anchor = results["anchor"]
+        return {
+            name: extraction_of(found, None if name == "anchor" else anchor, self.plan.seed)
+            for name, found in results.items()
+        }
+
+    def membership(self) -> dict[audits.View, dict[audits.Attack, audits.Membership]]:
+        """Documents that were trained on told from others, through every view."""
+        scores = {
+            view.name: MembershipScores(
+                *(score_passages(view, part, self.separator) for part in self._groups())
+            )
+            for view in self._told("telling members from others", self.views)
+        }
+        anchor = scores["anchor"]
+        return {
+            name: membership_of(found, None if name == "anchor" else anchor, self.plan.seed)
+            for name, found in scores.items()
+        }
+
+    def canaries(self) -> dict[audits.View, audits.CanaryFinding]:
+        """Canaries found through every view but the anchor, which nothing was planted in."""
+        if self._planted is None:
+            return {}
+        texts = [self._encoded(text) for text in self._planted.texts]
+        nats = {
+            view.name: self._nats(view, texts)
+            for view in self._told("finding canaries", self.views)
+        }
+        promise = self.subject.promise
+        delta = _DELTA if promise is None else promise.delta
+        planted = np.array(self._planted.planted)
+        return {
+            name: canary_finding(found, nats["anchor"], planted, delta=delta, seed=self.plan.seed)
+            for name, found in nats.items()
+            if name != "anchor"
+        }
+
+    def _told(self, what: str, views: Sequence[Watched]) -> Iterator[Watched]:
+        for view in views:
+            if self._watch is not None:
+                self._watch(f"{what}: {view.name}", self._done, self._parts)
+            yield view
+            self._done += 1
+
+    def _control(self) -> tuple[Watched]:
+        if self._watch is not None:
+            self._watch("overfitting a control", self._done, self._parts)
+        made = make_control(
+            self.subject.release,
+            list(self.documents),
+            self.separator,
+            ControlSettings(seed=self.plan.seed),
+            device=self.plan.device,
+        )
+        return (made.view,)
+
+    def _groups(self) -> tuple[Sequence[Passage], Sequence[Passage]]:
+        return self.members, self.outsiders
+
+    def _nats(self, view: Watched, texts: Sequence[Longs]) -> Floats:
+        sums = [
+            -float(logs.sum())
+            for at in range(0, len(texts), CANARY_BATCH)
+            for logs, _ in token_scores(view, texts[at : at + CANARY_BATCH], self.separator)
+        ]
+        return np.array(sums)
+
+    def _encoded(self, text: str) -> Longs:
+        document = tokenizer.Document(text, record="", where="canaries")
+        (ids,) = self.encoder.encode([document])
+        return ids.astype(np.int64)
+
+    def _members(self) -> Iterator[tokenizer.Document]:
+        aside = self.subject.kept_aside if self.plan.nonmembers is None else None
+        return self.plan.members.part(Skipped(), aside, heldout=False)
+
+    def _outsiders(self) -> Iterator[tokenizer.Document]:
+        if self.plan.nonmembers is not None:
+            return self.plan.nonmembers.documents(Skipped())
+        if self.subject.kept_aside is None:
+            raise ConfigError(
+                "no text to compare with",
+                where="--heldout",
+                remedy="name like text that the expert was not trained on",
+            )
+        return self.plan.members.part(Skipped(), self.subject.kept_aside, heldout=True)
+
+    def _open_canaries(self) -> papers.Canaries | None:
+        path = self.plan.canaries or self.subject.canaries
+        if path is None:
+            return None
+        planted = papers.read_paper(papers.Canaries, path)
+        if (planted.owner, planted.anchor) != (self.subject.owner, self.subject.anchor):
+            raise PolicyError("canaries of another owner or anchor", where=path)
+        return planted
