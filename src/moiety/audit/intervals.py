@@ -15,7 +15,7 @@ from moiety.bundle import audits
 
 Floats = NDArray[np.float64]
 
-SAMPLES: Final = 2000
+SAMPLES: Final = 1000
 _TAIL: Final = 0.025
 _BLOCK_NUMBERS: Final = 4_000_000
 
