@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from moiety.data.documents import Document
+from moiety.data.documents import Document as Document
 from moiety.errors import ConfigError, DataError, StateError
 
 SEPARATOR_TEXT = "<|endoftext|>"

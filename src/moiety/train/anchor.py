@@ -17,14 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig, Olmo2ForCausalLM, PreTrainedTokenizerFast
 
 from moiety.bundle import anchors
-from moiety.data import (
-    PackedText,
-    Skipped,
-    Sources,
-    load_tokenizer,
-    pack_split,
-    train_tokenizer,
-)
+from moiety.data import PackedText, Skipped, Sources, load_tokenizer, pack_split
+from moiety.data import tokenizer as encoding
 from moiety.errors import ConfigError, StateError
 from moiety.files import link_or_copy, new_folder, write_atomic
 from moiety.model import load_dense, training_loss
@@ -134,7 +128,7 @@ def _prepare_text(
 ) -> tuple[PackedText, PackedText]:
     if not (work / "text").exists():
         if not (work / "tokenizer.json").exists():
-            tokenizer = train_tokenizer(_some_text(sources), size.vocab)
+            tokenizer = encoding.train_tokenizer(_some_text(sources), size.vocab)
             write_atomic(work / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         tokenizer, separator = _load_own_tokenizer(work)
         pack_split(
