@@ -3,7 +3,7 @@
 The auditor shares no code with the audited: neither ``train`` nor ``privacy`` is imported here.
 """
 
-from moiety.audit import pages, tables
+
 from moiety.audit.auditing import AuditPlan, audit
 
-__all__ = ["AuditPlan", "audit", "pages", "tables"]
+__all__ = ["AuditPlan", "audit"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from moiety.bundle import anchors, audits, pack, papers, signing, verify_bundle, verify_manifest
+from moiety.bundle import anchors, audits, orders, pack, papers, signing, verify_bundle
 from moiety.errors import ConfigError, FormatError
 from moiety.files import parse_json, read_limited
 from moiety.merge import merge, verify_release
@@ -80,7 +80,7 @@ def _of_release(path: Path, owner: str | None) -> Subject:
             "whose expert?", where="--owner", remedy=f"name one of: {', '.join(owners)}"
         )
     slot = release.expert(owner or owners[0])
-    manifest = verify_manifest(path / "bundles" / slot.name).manifest
+    manifest = orders.verify_manifest(path / "bundles" / slot.name).manifest
     return Subject(
         kind="release",
         release=path,
@@ -101,7 +101,7 @@ def _packed(run: Path, anchor: Path, scratch: Path) -> Path:
 
 
 def _alone(path: Path, bundle: Path, anchor: Path, out: Path) -> Subject:
-    with verify_bundle(bundle, anchor=anchors.open_facts(anchor)) as verified:
+    with verify_bundle(bundle, anchor=anchors.open_facts(anchor), keys=None) as verified:
         manifest = verified.manifest
     merge(anchor, [bundle], out)
     subject = Subject(
