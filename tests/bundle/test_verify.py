@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.makers import make_anchor, make_bundle
 
-from moiety.bundle import anchors, signing, verify_bundle, verify_manifest
+from moiety.bundle import anchors, orders, signing, verify_bundle
 from moiety.errors import IntegrityError, SignatureError
 
 
@@ -33,12 +33,12 @@ def test_with_both_an_honest_bundle_has_no_flag(home: Path) -> None:
 def test_a_manifest_verifies_alone(home: Path, tmp_path: Path) -> None:
     for name in ("manifest.json", "signature.json"):
         (tmp_path / name).write_bytes((home / "clinic.expert" / name).read_bytes())
-    signed = verify_manifest(tmp_path)
+    signed = orders.verify_manifest(tmp_path)
     with verify_bundle(home / "clinic.expert", anchor=None, keys=None) as bundle:
         assert (signed.digest, signed.key) == (bundle.digest, bundle.key)
         assert signed.manifest == bundle.manifest
     with pytest.raises(SignatureError):
-        verify_manifest(tmp_path, keys=set())
+        orders.verify_manifest(tmp_path, keys=set())
 
 
 def test_closing_gives_the_handle_back(home: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests import makers
 from tests.merge.worlds import World, assert_same_tree, tree
 
-from moiety.bundle import orders, pack, papers, signing, verify_manifest
+from moiety.bundle import orders, pack, papers, signing
 from moiety.errors import (
     ConfigError,
     FormatError,
@@ -43,7 +43,7 @@ def signed_order(world: World, path: Path, key: Path, **changes: str) -> Path:
 
 
 def open_digest(world: World, owner: str) -> str:
-    return verify_manifest(world.bundles[owner]).digest
+    return orders.verify_manifest(world.bundles[owner]).digest
 
 
 def test_the_receipt_tells_who_left_and_what_was_removed(

@@ -1,27 +1,27 @@
 """Signed papers: anchors described, experts packed, signed and verified. Never imports torch.
 
-The door is four modules and four names:
+The door is five modules and three names:
 
 - ``papers``   every paper as a type (``Manifest``, ``Terms``, ``AnchorPaper``, ``RunPaper``, ...)
 - ``signing``  ``new_key``, ``load_key``, ``load_public``
 - ``anchors``  ``write_anchor_paper``, ``open_anchor``, ``open_facts``, ``verify_anchor``
 - ``orders``   ``write_order``, ``verify_order``, ``sign_receipt``, ``verify_receipt``,
-               ``write_proxies``, ``verify_proxies``
-- ``pack``, ``verify_bundle``, ``verify_manifest``, ``VerifiedBundle``
+               ``write_proxies``, ``verify_proxies``, and ``verify_manifest``, which an order names
+- ``audits``   an audit's report as a paper, ``expert_digest``, ``AuditDemand``
+- ``pack``, ``verify_bundle``, ``VerifiedBundle``
 """
 
-from moiety.bundle import anchors, orders, papers, signing
-from moiety.bundle.manifests import verify_manifest
+from moiety.bundle import anchors, audits, orders, papers, signing
 from moiety.bundle.packing import pack
 from moiety.bundle.verify import VerifiedBundle, verify_bundle
 
 __all__ = [
     "VerifiedBundle",
     "anchors",
+    "audits",
     "orders",
     "pack",
     "papers",
     "signing",
     "verify_bundle",
-    "verify_manifest",
 ]

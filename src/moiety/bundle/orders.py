@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from moiety.bundle.manifests import verify_manifest
+from moiety.bundle.manifests import verify_manifest as verify_manifest
 from moiety.bundle.papers import (
     PROXIES_MAX_BYTES,
     Proxies,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moiety.bundle import anchors, verify_manifest
+from moiety.bundle import anchors, orders
 from moiety.errors import IntegrityError, PolicyError
 from moiety.family import ENTRY_MAX, EVIDENCE, EVIDENCE_TABLE
 from moiety.files import digest_bytes, digest_file, list_files, read_limited
@@ -158,7 +158,7 @@ def _check_anchor(release: Release) -> None:
 def _check_owner(release: Release, expert: Slot) -> None:
     """The signed papers in the release must say what the roster says."""
     folder = release.folder / "bundles" / expert.name
-    signed = verify_manifest(folder, keys={expert.key or ""})
+    signed = orders.verify_manifest(folder, keys={expert.key or ""})
     manifest, roster = signed.manifest, release.roster
     said = (expert.owner, expert.bundle, expert.rank, expert.terms, roster.anchor)
     if (manifest.owner, signed.digest, manifest.rank, manifest.terms, manifest.anchor) != said:
