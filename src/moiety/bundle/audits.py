@@ -14,17 +14,26 @@ A *view* is something an adversary may hold:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from moiety.bundle import papers
 from moiety.bundle.papers import Count, Digest, Paper, UtcTime, Version
+from moiety.bundle.summary import EPSILON_MAX
+from moiety.files import canonical_json, digest_bytes
 
 AUDIT_MAX_BYTES: Final = 8 * 2**20
+"""A report of all views and attacks with full curves takes under half of one."""
 
 View = Literal["anchor", "expert", "pair", "release", "withdrawn", "control"]
 VIEWS: Final[tuple[View, ...]] = ("anchor", "expert", "pair", "release", "withdrawn", "control")
+WITH_THE_EXPERT: Final[tuple[View, ...]] = ("expert", "pair", "release")
+"""The views through which an owner's expert speaks."""
+
 Attack = Literal["loss", "zlib", "min-k", "min-k++", "ratio"]
 ATTACKS: Final[tuple[Attack, ...]] = ("loss", "zlib", "min-k", "min-k++", "ratio")
 Verdict = Literal["pass", "warn", "fail"]
@@ -37,6 +46,12 @@ class Estimate(Paper):
     value: float
     low: float
     high: float
+
+
+def _check_shares(*estimates: Estimate | None) -> None:
+    ends = [end for one in estimates if one is not None for end in (one.low, one.value, one.high)]
+    if any(not 0 <= end <= 1 for end in ends):
+        raise ValueError("a share outside 0 to 1")
 
 
 class Extraction(Paper):
@@ -55,6 +70,11 @@ class Extraction(Paper):
     longest_run: Count
     excess: Estimate | None
 
+    @model_validator(mode="after")
+    def _shares(self) -> Extraction:
+        _check_shares(self.extracted, self.verbatim)
+        return self
+
 
 class Membership(Paper):
     """One attack under one view: how well it tells what was trained on from what was not.
@@ -68,6 +88,11 @@ class Membership(Paper):
     excess: Estimate | None
     hits: dict[Literal["0.001", "0.01"], Estimate | None]
     curve: Annotated[tuple[tuple[float, float], ...], Field(max_length=256)]
+
+    @model_validator(mode="after")
+    def _shares(self) -> Membership:
+        _check_shares(self.auc, *self.hits.values())
+        return self
 
 
 class CanaryFinding(Paper):
@@ -85,7 +110,7 @@ class CanaryFinding(Paper):
     guesses: Count
     right: Count
     delta: float
-    epsilon_low: Annotated[float, Field(ge=0)]
+    epsilon_low: Annotated[float, Field(ge=0, le=EPSILON_MAX)]
 
 
 class Threshold(Paper):
@@ -191,3 +216,20 @@ class AuditReport(Paper):
         if self.verdict != order[worst]:
             raise ValueError("the verdict is not the worst of the judgements")
         return self
+
+
+@dataclass(frozen=True)
+class AuditDemand:
+    """What ``pack`` asks of an audit. ``report`` is its folder, or its ``report.json``.
+
+    With ``accept_warnings`` a verdict of ``warn`` will do; with ``show`` the manifest tells it.
+    """
+
+    report: Path
+    accept_warnings: bool = False
+    show: bool = False
+
+
+def expert_digest(tensors: Mapping[str, str]) -> str:
+    """What names an expert's tensors, whatever file they lie in: by name, the digest of each."""
+    return digest_bytes(canonical_json(dict(tensors)))

@@ -38,7 +38,7 @@ left the owner, and it is of no use without that anchor.
 ## Privacy
 
 {statement}
-
+{audit}
 ## Using it
 
 `moiety verify` checks the signature and every byte. `moiety merge` puts it beside other experts.
@@ -73,6 +73,7 @@ def render_card(manifest: Manifest) -> str:
         anchor_bits=bits.anchor,
         pair_bits=bits.pair,
         statement=manifest.privacy.statement,
+        audit=_audit(manifest),
     )
 
 
@@ -83,6 +84,17 @@ def _text_line(manifest: Manifest) -> str:
     return (
         f"{text.bytes:,} bytes, {text.tokens:,} tokens, {text.documents:,} documents of "
         f"{text.records:,} records"
+    )
+
+
+def _audit(manifest: Manifest) -> str:
+    """What the owner tells of an audit, or nothing."""
+    audit = manifest.audit
+    if audit is None:
+        return ""
+    return (
+        f"\n## Audit\n\n{audit.words()}\n\n"
+        f"Report `{audit.report}`, judged by policy `{audit.policy}`; both stay with the owner.\n"
     )
 
 

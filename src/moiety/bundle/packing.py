@@ -1,17 +1,22 @@
 """From a finished run to a bundle that may leave the house.
 
 Nothing of the run goes out but what is written here by name: tensors, sizes, the recipe, the
-public metric rounded to 3 decimals, and a coarse size of the text. No seed, no loss, no count.
+public metric rounded to 3 decimals, a coarse size of the text, and of an audit what its owner
+wants to show. No seed, no loss, no count.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from moiety.bundle.anchors import AnchorFacts
+from moiety.bundle.audited import RequiredAudit
+from moiety.bundle.audits import AuditDemand
 from moiety.bundle.card import render_card
 from moiety.bundle.manifests import CARD, MANIFEST, SIGNATURE, WEIGHTS
 from moiety.bundle.papers import (
+    AuditSummary,
     FileFacts,
     Manifest,
     PrivacyStatement,
@@ -43,24 +48,34 @@ def pack(
     terms: Terms | None = None,
     disclose_counts: bool = False,
     anchor: AnchorFacts | None = None,
+    audit: AuditDemand | None = None,
 ) -> str:
     """Packs and signs a finished run; the folder ``out`` appears whole, and verified, or not.
 
-    With ``anchor`` the bundle must also pass what a coordinator will check against it.
+    With ``anchor`` the bundle must also pass what a coordinator will check against it, with
+    ``audit`` there must be a fresh passing report of exactly this expert.
 
     Returns:
         the bundle's digest (of ``manifest.json``).
 
     Raises:
-        StateError: the run is not finished, was changed since, or ``out`` exists.
-        PolicyError: no coordinator would take the expert (NaN, norms, expired terms).
+        StateError: the run is not finished, was changed since, ``out`` exists, or the audit is of
+            something else or too old.
+        PolicyError: no coordinator would take the expert (NaN, norms, expired terms), or the audit
+            did not pass.
     """
     secret = load_key(key)
     paper = _read_run(run)
+    report = None if audit is None else RequiredAudit(audit)
     with new_folder(out) as folder:
         with open_tensors(run / WEIGHTS) as source:
             tensors = _copy_sorted(source, paper, folder / WEIGHTS)
-        manifest = _write_manifest(folder, paper, tensors, terms or Terms(), disclose_counts)
+        if report is not None:
+            digests = {name: facts.sha256 for name, facts in tensors.items()}
+            report.check(paper, digests, datetime.now(UTC))
+        told = None if report is None else report.summary()
+        draft = _draft(paper, tensors, terms or Terms(), disclose_counts, told)
+        manifest = _write_manifest(folder, draft)
         (folder / SIGNATURE).write_bytes(sign_envelope(manifest, "expert", secret))
         own = {key_id(secret.public_key())}
         verify_bundle(folder, anchor=anchor, keys=own).close()
@@ -103,15 +118,16 @@ def _copy_sorted(source: TensorFile, run: RunPaper, path: Path) -> dict[str, Ten
     }
 
 
-def _write_manifest(
-    folder: Path,
+def _draft(
     run: RunPaper,
     tensors: dict[str, TensorFacts],
     terms: Terms,
     disclose_counts: bool,
-) -> bytes:
+    audit: AuditSummary | None,
+) -> Manifest:
+    """The manifest but for the card, which is made from it."""
     public = run.result.public
-    draft = Manifest(
+    return Manifest(
         owner=run.owner,
         anchor=run.anchor,
         family=run.family,
@@ -133,7 +149,11 @@ def _write_manifest(
                 anchor=round(public.anchor, 3), pair=round(public.pair, 3)
             )
         ),
+        audit=audit,
     )
+
+
+def _write_manifest(folder: Path, draft: Manifest) -> bytes:
     card = render_card(draft).encode("utf-8")
     (folder / CARD).write_bytes(card)
     card_facts = FileFacts(bytes=len(card), sha256=digest_bytes(card))

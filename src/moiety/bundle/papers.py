@@ -9,19 +9,21 @@ Source: formats and their limits are explained in ``docs/formats.md``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator
 
+from moiety.bundle.fields import Digest as Digest
+from moiety.bundle.fields import Paper as Paper
+from moiety.bundle.fields import UtcTime as UtcTime
 from moiety.bundle.promise import OUTSIDE as OUTSIDE
 from moiety.bundle.promise import Guarantee as Guarantee
 from moiety.bundle.promise import PrivacyStatement as PrivacyStatement
+from moiety.bundle.summary import AuditSummary as AuditSummary
 from moiety.bundle.terms import Terms as Terms
 from moiety.bundle.terms import read_terms as read_terms
 from moiety.errors import FormatError
@@ -47,12 +49,6 @@ MAX_CANARIES = 100_000
 
 MIN_PROXIES = 2
 """One to train on and one to judge on."""
-
-
-class Paper(BaseModel):
-    """A part of a paper: frozen, strict, without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 PaperType = TypeVar("PaperType", bound=Paper)
@@ -131,19 +127,10 @@ def _check_family(name: str) -> str:
     return name
 
 
-def _check_time(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z", text):
-        raise ValueError("a UTC time such as 2026-01-31T09:30:00Z")
-    datetime.fromisoformat(text)
-    return text
-
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 KeyId = Annotated[str, Field(pattern=r"^ed25519:[0-9a-f]{64}$")]
 Owner = Annotated[str, AfterValidator(_check_owner)]
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_check_path)]
 FamilyName = Annotated[str, AfterValidator(_check_family)]
-UtcTime = Annotated[str, AfterValidator(_check_time)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
 Dtype = Literal["F32", "BF16", "F16"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -343,6 +330,7 @@ class Manifest(ExpertFacts):
     text: TextFacts | None = None
     privacy: PrivacyStatement
     probe: PublicProbe
+    audit: AuditSummary | None = None
 
 
 class WithdrawalOrder(Paper):

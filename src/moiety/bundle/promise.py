@@ -18,6 +18,7 @@ OUTSIDE = (
     "how many records there are, which sampling rate and steps follow from",
     "what is measured on held-out text, which stays with the owner",
     "the size of the text as a range, or exact where the owner discloses it",
+    "figures of an audit, where the owner shows them",
     "what the owner decided after looking at the text: settings, terms, whether to send this",
     "runs on the same text that are not counted here",
     "rounding of floating-point numbers",

@@ -12,7 +12,7 @@ from moiety.cli.options import AsJson
 from moiety.errors import ConfigError, FormatError, InputError
 
 if TYPE_CHECKING:
-    from moiety.bundle import papers
+    from moiety.bundle import audits, papers
 
 keys = typer.Typer(no_args_is_help=True, help="Make the key an owner or a coordinator signs with.")
 order = typer.Typer(no_args_is_help=True, help="Write a signed order to a coordinator.")
@@ -69,6 +69,15 @@ def pack(
     disclose_counts: Annotated[
         bool, typer.Option("--disclose-counts", help="Tell the exact size of your text.")
     ] = False,
+    require_audit: Annotated[
+        Path | None, typer.Option(help="Pack only after this audit: its folder or report.json.")
+    ] = None,
+    accept_warnings: Annotated[
+        bool, typer.Option("--accept-warnings", help="Pack also when that audit warns.")
+    ] = False,
+    show_audit: Annotated[
+        bool, typer.Option("--show-audit", help="Tell verdict and a few figures of that audit.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack and sign an expert: the only thing that leaves your house.
@@ -76,14 +85,20 @@ def pack(
     The bundle holds the weights, the manifest, the signature and a card; no text, no samples, no
     loss curves, and the size of your text only as a range.
 
+    With --require-audit nothing is packed unless the report is a fresh and passing one of exactly
+    these tensors. Figures that --show-audit tells are outside a promise of privacy.
+
     Example: moiety pack run/ --key hospital.pem --terms terms.toml --out hospital.expert
     """
     from moiety.bundle import anchors, papers
     from moiety.bundle import pack as pack_run
 
+    demand = _demand(require_audit, accept_warnings, show_audit)
     allowed = papers.Terms() if terms is None else papers.read_terms(terms)
     facts = None if anchor is None else anchors.open_facts(anchor)
-    digest = pack_run(run, key, out, terms=allowed, disclose_counts=disclose_counts, anchor=facts)
+    digest = pack_run(
+        run, key, out, terms=allowed, disclose_counts=disclose_counts, anchor=facts, audit=demand
+    )
     screen.say(f"bundle {out}")
     screen.figures([("digest", digest), ("terms", allowed.summary())])
     if terms is None:
@@ -91,6 +106,17 @@ def pack(
     screen.note(f"next: send {out} and your public key to the coordinator")
     if as_json:
         screen.print_json({"bundle": str(out), "digest": digest})
+
+
+def _demand(report: Path | None, accept_warnings: bool, show: bool) -> audits.AuditDemand | None:
+    from moiety.bundle import audits
+
+    if report is not None:
+        return audits.AuditDemand(report, accept_warnings, show)
+    if accept_warnings or show:
+        option = "--show-audit" if show else "--accept-warnings"
+        raise ConfigError(f"{option} is about an audit", remedy="name one: --require-audit REPORT")
+    return None
 
 
 def verify(
@@ -158,6 +184,7 @@ def _verify_folder(path: Path, allowed: set[str] | None, anchor: Path | None) ->
                 "terms": bundle.manifest.terms.summary(),
                 "privacy": bundle.manifest.privacy.statement,
                 **_promise(bundle.manifest.privacy.guarantee),
+                **_audit(bundle.manifest.audit),
                 "flags": bundle.flags,
             }
     if (path / "anchor.json").exists():
@@ -174,6 +201,13 @@ def _promise(guarantee: papers.Guarantee | None) -> dict[str, Any]:
         return {}
     facts = guarantee.model_dump(mode="json", exclude={"outside"})
     return {"promised": ", ".join(f"{name} {value}" for name, value in facts.items())}
+
+
+def _audit(summary: papers.AuditSummary | None) -> dict[str, Any]:
+    """What an owner tells of an audit; it is the owner's word, and no check."""
+    if summary is None:
+        return {}
+    return {"audit": summary.words(), "audit_report": summary.report}
 
 
 def _verify_file(path: Path, allowed: set[str] | None, release: Path | None) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""An audit on the terminal: the same numbers as in the paper and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from moiety.audit import words
+from moiety.bundle.audits import AuditReport, Estimate
+from moiety.evaluate import pages
+
+_STYLES = {"pass": "", "warn": "yellow", "fail": "bold red"}
+
+
+def render_tables(report: AuditReport) -> Iterator[Table]:
+    """The tables for the terminal: extraction, membership, canaries, and last the judgements."""
+    if report.extraction:
+        yield _extraction(report)
+    if report.membership:
+        yield _membership(report)
+    if report.canaries:
+        yield _canaries(report)
+    yield _judgements(report)
+
+
+def _extraction(report: AuditReport) -> Table:
+    columns = ("got back", "95 %", "above anchor", "verbatim", "mean run", "longest")
+    table = _table("Passages got back", *columns)
+    table.caption = (
+        f"documents continued from {report.settings.prefix_tokens} tokens; runs in tokens"
+    )
+    for view in words.in_order(report, report.extraction):
+        found = report.extraction[view]
+        table.add_row(
+            Text(words.VIEW_SHORT[view]),
+            pages.show_share(found.extracted.value),
+            words.share_ends(found.extracted),
+            _above(found.excess),
+            pages.show_share(found.verbatim.value),
+            f"{found.mean_run.value:.1f}",
+            f"{found.longest_run:,}",
+        )
+    return table
+
+
+def _membership(report: AuditReport) -> Table:
+    table = _table(
+        "Who was in the text", "attack", "AUC", "95 %", "above anchor", "at 0.1 %", "1 %"
+    )
+    table.caption = (
+        "the strongest attack of each view; 0.5 is a coin; members found at false alarms"
+    )
+    for view in words.in_order(report, report.membership):
+        attack = words.strongest(report.membership[view])
+        found = report.membership[view][attack]
+        hits = [found.hits.get(rate) for rate in ("0.001", "0.01")]
+        table.add_row(
+            Text(words.VIEW_SHORT[view]),
+            attack,
+            pages.show(found.auc.value),
+            pages.show_interval((found.auc.low, found.auc.high)),
+            _above(found.excess),
+            *("-" if one is None else pages.show_share(one.value) for one in hits),
+        )
+    return table
+
+
+def _canaries(report: AuditReport) -> Table:
+    table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon at least")
+    promise = report.promise
+    table.caption = "exposure in bits; " + (
+        "nothing was promised" if promise is None else f"promised: epsilon {promise.epsilon:.3g}"
+    )
+    for view in words.in_order(report, report.canaries):
+        found = report.canaries[view]
+        table.add_row(
+            Text(words.VIEW_SHORT[view]),
+            f"{found.exposure.value:.2f}",
+            words.bare_ends(found.exposure),
+            f"{found.most_exposed:.2f}",
+            f"{found.right:,} of {found.guesses:,}",
+            words.show_number(found.epsilon_low),
+        )
+    return table
+
+
+def _judgements(report: AuditReport) -> Table:
+    table = Table(
+        title=f"Verdict: {report.verdict}", title_justify="left", box=box.SIMPLE_HEAD, min_width=60
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("measure", no_wrap=True)
+    table.add_column("seen through", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for one in words.worst_first(report):
+        mark = Text(f"{words.SYMBOLS[one.verdict]} {one.verdict}", _STYLES[one.verdict])
+        view = "-" if one.view is None else words.VIEW_SHORT[one.view]
+        # Text, not str: square brackets in a reason are markup to rich.
+        table.add_row(mark, Text(one.measure), view, Text(one.reason))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("seen through", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _above(excess: Estimate | None) -> str:
+    return "-" if excess is None else words.show_points(excess.value)
