@@ -103,7 +103,7 @@ def test_greedy_continuations_are_those_of_recomputation(
             with view.using():
                 for _ in range(TOKENS - PREFIX_TOKENS):
                     last = tiny.logits_of(mixture, torch.tensor([ids]))[0, -1].clone()
-                    last[mixture.tokenizer.eos_token_id] = -torch.inf
+                    last[SEPARATOR] = -torch.inf
                     ids.append(int(last.argmax()))
             assert found[row].tolist() == ids[PREFIX_TOKENS + 1 :]
 

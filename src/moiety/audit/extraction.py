@@ -109,13 +109,15 @@ def continue_documents(
     prompts_NP = torch.from_numpy(prompts)
     new_tokens = length - settings.prefix_tokens
     step = max(1, BATCH_SEQUENCES // settings.samples)
+    drawing = _sampling(settings, separator, new_tokens)
+    likeliest = _greedy(separator, new_tokens)
     sampled, greedy = [], []
     for at in range(0, documents, step):
         batch_BP = prompts_NP[at : at + step]
         repeated_BP = batch_BP.repeat_interleave(settings.samples, dim=0)
-        drawn = _generate(view, repeated_BP, _sampling(view, settings, new_tokens), settings, at)
+        drawn = _generate(view, repeated_BP, drawing, (settings.seed, at))
         sampled.append(drawn.reshape(len(batch_BP), settings.samples, new_tokens))
-        greedy.append(_generate(view, batch_BP, _greedy(view, new_tokens), settings, at))
+        greedy.append(_generate(view, batch_BP, likeliest, (settings.seed, at)))
         if progress is not None:
             progress(at + len(batch_BP), documents)
     return Continuations(np.concatenate(sampled), np.concatenate(greedy))
@@ -178,16 +180,12 @@ def extraction_of(
 
 
 def _generate(
-    view: Watched,
-    prompts_BP: Tensor,
-    config: GenerationConfig,
-    settings: ExtractionSettings,
-    at: int,
+    view: Watched, prompts_BP: Tensor, config: GenerationConfig, seeds: tuple[int, int]
 ) -> Longs:
     """The new tokens after prompts of one length; chance depends on the batch, not on the view."""
     with view.using() as mixture, torch.random.fork_rng(devices=_cuda(mixture)):
         # A sequence of seeds: neighbouring numbers would give neighbouring states.
-        seed = np.random.SeedSequence([settings.seed, at]).generate_state(1)[0]
+        seed = np.random.SeedSequence(seeds).generate_state(1)[0]
         torch.manual_seed(int(seed))
         prompts_BP = prompts_BP.to(mixture.backbone.device)
         with torch.inference_mode():
@@ -201,9 +199,9 @@ def _generate(
     return said
 
 
-def _sampling(view: Watched, settings: ExtractionSettings, new_tokens: int) -> GenerationConfig:
+def _sampling(settings: ExtractionSettings, separator: int, new_tokens: int) -> GenerationConfig:
     return GenerationConfig(
-        **_lengths(view, new_tokens),
+        **_lengths(separator, new_tokens),
         do_sample=True,
         temperature=1.0,
         top_k=settings.top_k,
@@ -211,18 +209,17 @@ def _sampling(view: Watched, settings: ExtractionSettings, new_tokens: int) -> G
     )
 
 
-def _greedy(view: Watched, new_tokens: int) -> GenerationConfig:
-    return GenerationConfig(**_lengths(view, new_tokens), do_sample=False)
+def _greedy(separator: int, new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(**_lengths(separator, new_tokens), do_sample=False)
 
 
-def _lengths(view: Watched, new_tokens: int) -> dict[str, int]:
-    """Every continuation has one length: an end of text is forbidden, not obeyed."""
-    end = view.mixture.tokenizer.eos_token_id
+def _lengths(separator: int, new_tokens: int) -> dict[str, int]:
+    """Every continuation has one length: the border to another text is forbidden, not obeyed."""
     return {
         "max_new_tokens": new_tokens,
         "min_new_tokens": new_tokens,
-        "eos_token_id": end,
-        "pad_token_id": end,
+        "eos_token_id": separator,
+        "pad_token_id": separator,
     }
 
 
