@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from tests.docs.pages import DOCS, rows, sections
 
 from moiety.bundle import papers
+from moiety.bundle.audits import AuditReport
 from moiety.bundle.papers import Envelope
 from moiety.data.packed import PackedPaper
 from moiety.evaluate.report import Evaluation
@@ -40,6 +41,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
+    "report.json of an audit": AuditReport,
     "STUDY.toml": StudyPlan,
     "report.json of a study": StudyReport,
 }
@@ -116,7 +118,8 @@ def test_limits_have_a_reason() -> None:
 
 
 def test_every_limit_of_the_signed_papers_is_told() -> None:
-    names = ("bundle.anchors", "bundle.orders", "bundle.papers", "bundle.signing")
+    names = ("bundle.anchors", "bundle.audits", "bundle.orders", "bundle.papers", "bundle.signing")
+    names += ("bundle.summary",)
     names += ("bundle.verify", "bundle.weights", "files", "tensors", "merge.roster")
     real = {
         f"{name}.{constant}"
