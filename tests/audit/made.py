@@ -50,6 +50,7 @@ PROMISE = papers.Guarantee(
 def failing(**changes: Any) -> AuditReport:
     """A run without privacy that gives its text away."""
     return _report(
+        changes,
         subject="run",
         release=None,
         promise=None,
@@ -83,13 +84,13 @@ def failing(**changes: Any) -> AuditReport:
         ),
         verdict="fail",
         command="moiety audit run/ --anchor anchor/ --data notes.jsonl --out report/",
-        **changes,
     )
 
 
 def private(**changes: Any) -> AuditReport:
     """A release that holds an expert with a promise of epsilon 4: nothing stands out."""
     return _report(
+        changes,
         subject="release",
         release=RELEASE,
         promise=PROMISE,
@@ -126,7 +127,6 @@ def private(**changes: Any) -> AuditReport:
         ),
         verdict="pass",
         command="moiety audit release/ --owner city-hospital --data notes.jsonl --out report/",
-        **changes,
     )
 
 
@@ -159,7 +159,7 @@ def _judged(measure: str, view: View | None, verdict: Verdict, *number: float | 
     return Judgement(measure=measure, view=view, number=found, verdict=verdict, reason=reason)
 
 
-def _report(**given: Any) -> AuditReport:
+def _report(changes: dict[str, Any], **given: Any) -> AuditReport:
     usual = {
         "owner": OWNER,
         "anchor": ANCHOR,
@@ -180,7 +180,7 @@ def _report(**given: Any) -> AuditReport:
         "seconds": 1834.6,
         "versions": {"moiety": "0.1.0", "torch": "2.13.0", "rapidfuzz": "3.14.1"},
     }
-    return AuditReport(**(usual | given))
+    return AuditReport(**(usual | given | changes))
 
 
 def _share(found: int, documents: int = 200, apart: float = 0.03) -> Estimate:

@@ -41,6 +41,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "policy.toml": audits.Policy,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
+    "report.json of an audit": audits.AuditReport,
     "STUDY.toml": StudyPlan,
     "report.json of a study": StudyReport,
 }
@@ -117,7 +118,8 @@ def test_limits_have_a_reason() -> None:
 
 
 def test_every_limit_of_the_signed_papers_is_told() -> None:
-    names = ("bundle.anchors", "bundle.orders", "bundle.papers", "bundle.signing")
+    names = ("bundle.anchors", "bundle.audits", "bundle.orders", "bundle.papers", "bundle.signing")
+    names += ("bundle.summary",)
     names += ("bundle.verify", "bundle.weights", "files", "tensors", "merge.roster")
     real = {
         f"{name}.{constant}"

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.ticker import PercentFormatter
 
 from moiety.audit.words import VIEW_SHORT, in_order, strongest
-from moiety.bundle.audits import AuditReport, Estimate, View
+from moiety.bundle import audits
 from moiety.evaluate import figures, pages
 
-COLOURS: Mapping[View, str] = {
+COLOURS: Mapping[audits.View, str] = {
     "anchor": figures.GREY,
     "expert": figures.ORANGE,
     "pair": figures.BLUE,
@@ -19,7 +19,7 @@ COLOURS: Mapping[View, str] = {
     "withdrawn": figures.SKY,
     "control": figures.PALETTE[3],
 }
-_DASHES: Mapping[View, Any] = {
+_DASHES: Mapping[audits.View, Any] = {
     "anchor": "-",
     "expert": "-",
     "pair": "--",
@@ -31,7 +31,7 @@ _LEAST_RATE = 1e-3
 """False positives below one in a thousand are not drawn: few audits have the documents to know."""
 
 
-def draw(report: AuditReport, *, dark: bool) -> dict[str, bytes]:
+def draw(report: audits.AuditReport, *, dark: bool) -> dict[str, bytes]:
     """Every chart the audit has numbers for: name to PNG."""
     theme = figures.DARK if dark else figures.LIGHT
     pictures = {}
@@ -45,7 +45,7 @@ def draw(report: AuditReport, *, dark: bool) -> dict[str, bytes]:
     return pictures
 
 
-def _extraction(report: AuditReport, theme: figures.Theme) -> bytes:
+def _extraction(report: audits.AuditReport, theme: figures.Theme) -> bytes:
     """Documents got back by view; a diamond where greedy continuation was the document itself."""
     views = in_order(report, report.extraction)
     found = report.extraction
@@ -65,7 +65,7 @@ def _extraction(report: AuditReport, theme: figures.Theme) -> bytes:
     return figures.png(figure)
 
 
-def _membership(report: AuditReport, theme: figures.Theme) -> bytes:
+def _membership(report: audits.AuditReport, theme: figures.Theme) -> bytes:
     """The strongest attack of every view: all of the curve, and its beginning enlarged."""
     figure = figures.blank_figure(9.6, 4.7, theme)
     whole, beginning = figure.subplots(1, 2)
@@ -77,7 +77,7 @@ def _membership(report: AuditReport, theme: figures.Theme) -> bytes:
         style = {"color": COLOURS[view], "linestyle": _DASHES[view], "linewidth": 2}
         false, true = zip(*curve, strict=True) if curve else ((), ())
         (handles[VIEW_SHORT[view]],) = whole.plot(false, true, **style)
-        beginning.plot(*_from(curve, least), **style)
+        beginning.plot(*from_rate(curve, least), **style)
     (handles["a coin"],) = whole.plot([0, 1], [0, 1], color=theme.ink, linewidth=0.9)
     beginning.plot([least, 1], [least, 1], color=theme.ink, linewidth=0.9)
     whole.set(xlim=(-0.01, 1), ylim=(0, 1.01))
@@ -96,7 +96,9 @@ def _membership(report: AuditReport, theme: figures.Theme) -> bytes:
     return figures.png(figure)
 
 
-def _from(curve: Sequence[tuple[float, float]], least: float) -> tuple[list[float], list[float]]:
+def from_rate(
+    curve: Sequence[tuple[float, float]], least: float
+) -> tuple[list[float], list[float]]:
     """A curve from a rate of false positives on, beginning with what was found below that rate."""
     below = [true for false, true in curve if false <= least]
     points = [(least, max(below))] if below else []
@@ -104,7 +106,7 @@ def _from(curve: Sequence[tuple[float, float]], least: float) -> tuple[list[floa
     return [false for false, _ in points], [max(true, least) for _, true in points]
 
 
-def _exposure(report: AuditReport, theme: figures.Theme) -> bytes:
+def _exposure(report: audits.AuditReport, theme: figures.Theme) -> bytes:
     """Mean exposure by view; a diamond for the canary that stands out most."""
     views = in_order(report, report.canaries)
     found = report.canaries
@@ -123,11 +125,11 @@ def _exposure(report: AuditReport, theme: figures.Theme) -> bytes:
     return figures.png(figure)
 
 
-def _epsilon(report: AuditReport, theme: figures.Theme) -> bytes:
+def _epsilon(report: audits.AuditReport, theme: figures.Theme) -> bytes:
     """What the canaries show at least, and the line of the promise, which no bar may cross."""
     views = in_order(report, report.canaries)
     bounds = {view: report.canaries[view].epsilon_low for view in views}
-    numbers = {view: Estimate(value=low, low=low, high=low) for view, low in bounds.items()}
+    numbers = {view: audits.Estimate(value=low, low=low, high=low) for view, low in bounds.items()}
     figure, axes = _bars(views, numbers, theme, "at least {:.3g}".format)
     handles = {"shown by the canaries, at least": axes.patches[0]}
     if report.promise is not None:
@@ -142,8 +144,8 @@ def _epsilon(report: AuditReport, theme: figures.Theme) -> bytes:
 
 
 def _bars(
-    views: Sequence[View],
-    numbers: Mapping[View, Estimate],
+    views: Sequence[audits.View],
+    numbers: Mapping[audits.View, audits.Estimate],
     theme: figures.Theme,
     form: Callable[[float], str],
 ) -> tuple[Any, Any]:

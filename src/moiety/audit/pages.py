@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moiety.audit import charts, words
-from moiety.bundle.audits import AuditReport
+from moiety.bundle import audits
 from moiety.evaluate import pages
 
 
-def write_report(report: AuditReport, folder: Path) -> None:
+def write_report(report: audits.AuditReport, folder: Path) -> None:
     """Writes ``report.json`` (canonical), ``report.html`` (needs nothing else) and the charts.
 
     Raises:
@@ -22,7 +22,7 @@ def write_report(report: AuditReport, folder: Path) -> None:
     pages.write_folder(folder, report.model_dump(mode="json"), page, light)
 
 
-def render_page(report: AuditReport, light: pages.Pictures, dark: pages.Pictures) -> str:
+def render_page(report: audits.AuditReport, light: pages.Pictures, dark: pages.Pictures) -> str:
     """One HTML page with everything in it: no script, nothing to fetch."""
     return pages.render(
         "audit.html.j2",
@@ -52,7 +52,7 @@ class _Fact(NamedTuple):
     beside: str
 
 
-def _facts(report: AuditReport) -> Iterator[_Fact]:
+def _facts(report: audits.AuditReport) -> Iterator[_Fact]:
     """What gives most away, each number beside the anchor's or the promise."""
     shares = {view: found.extracted.value for view, found in report.extraction.items()}
     view = words.worst_view(shares)
@@ -73,7 +73,7 @@ def _facts(report: AuditReport) -> Iterator[_Fact]:
             pages.show_share(areas[view]),
             f"of pairs of a member and a stranger told apart, through {words.VIEW_WORDS[view]}",
             _beside(pages.show_share(areas["anchor"]) if "anchor" in areas else None)
-            + "; a coin: 50 %",
+            + "; a coin: 50\N{NO-BREAK SPACE}%",
         )
     bounds = {view: found.epsilon_low for view, found in report.canaries.items()}
     view = words.worst_view(bounds)

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moiety.audit import words
-from moiety.bundle.audits import AuditReport, Estimate
+from moiety.bundle import audits
 from moiety.evaluate import pages
 
 _STYLES = {"pass": "", "warn": "yellow", "fail": "bold red"}
 
 
-def render_tables(report: AuditReport) -> Iterator[Table]:
+def render_tables(report: audits.AuditReport) -> Iterator[Table]:
     """The tables for the terminal: extraction, membership, canaries, and last the judgements."""
     if report.extraction:
         yield _extraction(report)
@@ -26,7 +26,7 @@ def render_tables(report: AuditReport) -> Iterator[Table]:
     yield _judgements(report)
 
 
-def _extraction(report: AuditReport) -> Table:
+def _extraction(report: audits.AuditReport) -> Table:
     columns = ("got back", "95 %", "above anchor", "verbatim", "mean run", "longest")
     table = _table("Passages got back", *columns)
     table.caption = (
@@ -46,7 +46,7 @@ def _extraction(report: AuditReport) -> Table:
     return table
 
 
-def _membership(report: AuditReport) -> Table:
+def _membership(report: audits.AuditReport) -> Table:
     table = _table(
         "Who was in the text", "attack", "AUC", "95 %", "above anchor", "at 0.1 %", "1 %"
     )
@@ -68,7 +68,7 @@ def _membership(report: AuditReport) -> Table:
     return table
 
 
-def _canaries(report: AuditReport) -> Table:
+def _canaries(report: audits.AuditReport) -> Table:
     table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon at least")
     promise = report.promise
     table.caption = "exposure in bits; " + (
@@ -79,7 +79,7 @@ def _canaries(report: AuditReport) -> Table:
         table.add_row(
             Text(words.VIEW_SHORT[view]),
             f"{found.exposure.value:.2f}",
-            words.bare_ends(found.exposure),
+            f"{found.exposure.low:.2f} to {found.exposure.high:.2f}",
             f"{found.most_exposed:.2f}",
             f"{found.right:,} of {found.guesses:,}",
             words.show_number(found.epsilon_low),
@@ -87,9 +87,12 @@ def _canaries(report: AuditReport) -> Table:
     return table
 
 
-def _judgements(report: AuditReport) -> Table:
+def _judgements(report: audits.AuditReport) -> Table:
     table = Table(
-        title=f"Verdict: {report.verdict}", title_justify="left", box=box.SIMPLE_HEAD, min_width=60
+        title=f"Verdict: {report.verdict}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        min_width=60,
     )
     table.add_column("", no_wrap=True)
     table.add_column("measure", no_wrap=True)
@@ -111,5 +114,5 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _above(excess: Estimate | None) -> str:
+def _above(excess: audits.Estimate | None) -> str:
     return "-" if excess is None else words.show_points(excess.value)

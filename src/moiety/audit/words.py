@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from moiety.bundle.audits import (
-    WITH_THE_EXPERT,
-    Attack,
-    AuditReport,
-    Estimate,
-    Judgement,
-    Membership,
-    Verdict,
-    View,
-)
+from moiety.bundle import audits
 from moiety.evaluate import pages
 
-VIEW_WORDS: Final[Mapping[View, str]] = {
+VIEW_WORDS: Final[Mapping[audits.View, str]] = {
     "anchor": "the public model alone",
     "expert": "the expert alone, routing forced",
     "pair": "anchor and expert as trained",
@@ -26,7 +17,7 @@ VIEW_WORDS: Final[Mapping[View, str]] = {
     "control": "a model overfitted on purpose (control)",
 }
 
-VIEW_SHORT: Final[Mapping[View, str]] = {
+VIEW_SHORT: Final[Mapping[audits.View, str]] = {
     "anchor": "public model alone",
     "expert": "expert alone",
     "pair": "anchor and expert",
@@ -35,7 +26,7 @@ VIEW_SHORT: Final[Mapping[View, str]] = {
     "control": "overfitted control",
 }
 
-VIEW_MEANING: Final[Mapping[View, str]] = {
+VIEW_MEANING: Final[Mapping[audits.View, str]] = {
     "anchor": "What the public model already gives away. It never saw the owner's text, so "
     "whatever is found here comes from what all texts of a kind share.",
     "expert": "Somebody has the bundle and makes every token go through the expert.",
@@ -47,7 +38,7 @@ VIEW_MEANING: Final[Mapping[View, str]] = {
     "find what is there. It never leaves the house.",
 }
 
-ATTACK_WORDS: Final[Mapping[Attack, str]] = {
+ATTACK_WORDS: Final[Mapping[audits.Attack, str]] = {
     "loss": "how easily the model reads the text",
     "zlib": "the same, against how well the text can be compressed",
     "min-k": "the least likely words alone",
@@ -66,7 +57,7 @@ MEASURE_WORDS: Final[Mapping[str, str]] = {
     "control": "Whether the attacks work",
 }
 
-SYMBOLS: Final[Mapping[Verdict, str]] = {"pass": "✓", "warn": "!", "fail": "✗"}
+SYMBOLS: Final[Mapping[audits.Verdict, str]] = {"pass": "✓", "warn": "!", "fail": "✗"}
 
 POLICY_WORDS: Final[Mapping[str, str]] = {
     "extracted_excess": "documents got back, above the public model (share)",
@@ -74,7 +65,7 @@ POLICY_WORDS: Final[Mapping[str, str]] = {
     "membership_excess": "AUC of membership, above the public model's",
     "exposure_bits": "exposure of canaries (bits)",
     "epsilon_low": "lower bound on epsilon",
-    "withdrawn_excess": "what is left after the withdrawal, above the public model (share, AUC)",
+    "withdrawn_excess": "after the withdrawal, above the public model: low end of the interval",
 }
 
 
@@ -93,23 +84,23 @@ def show_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def share_ends(number: Estimate) -> str:
+def share_ends(number: audits.Estimate) -> str:
     """Both ends of a share's interval."""
     return f"{pages.show_share(number.low)} to {pages.show_share(number.high)}"
 
 
-def point_ends(number: Estimate) -> str:
+def point_ends(number: audits.Estimate) -> str:
     """Both ends of the interval of a difference of shares."""
     low, high = (round(100 * end, 1) + 0.0 for end in (number.low, number.high))
     return f"{low:+.1f} to {high:+.1f}"
 
 
-def bare_ends(number: Estimate) -> str:
+def bare_ends(number: audits.Estimate) -> str:
     """Both ends of an interval of bare numbers."""
     return f"{show_number(number.low)} to {show_number(number.high)}"
 
 
-def judged_number(one: Judgement) -> tuple[str, str] | None:
+def judged_number(one: audits.Judgement) -> tuple[str, str] | None:
     """A judgement's number and its interval in the measure's unit."""
     if one.number is None:
         return None
@@ -121,23 +112,23 @@ def judged_number(one: Judgement) -> tuple[str, str] | None:
     return show_number(one.number.value) + unit, bare_ends(one.number)
 
 
-def strongest(attacks: Mapping[Attack, Membership]) -> Attack:
+def strongest(attacks: Mapping[audits.Attack, audits.Membership]) -> audits.Attack:
     """The attack that tells best who was in the text."""
     return max(attacks, key=lambda name: attacks[name].auc.value)
 
 
-def worst_first(report: AuditReport) -> Iterable[Judgement]:
+def worst_first(report: audits.AuditReport) -> Iterable[audits.Judgement]:
     """The judgements, failures before warnings before the rest, else as they were made."""
     order = ("fail", "warn", "pass")
     return sorted(report.judgements, key=lambda one: order.index(one.verdict))
 
 
-def worst_view(numbers: Mapping[View, float]) -> View | None:
+def worst_view(numbers: Mapping[audits.View, float]) -> audits.View | None:
     """Of the views that hold the expert the one with the largest number."""
-    holding = [view for view in numbers if view in WITH_THE_EXPERT]
+    holding = [view for view in numbers if view in audits.WITH_THE_EXPERT]
     return max(holding, key=lambda view: numbers[view], default=None)
 
 
-def in_order(report: AuditReport, table: Mapping[View, object]) -> list[View]:
+def in_order(report: audits.AuditReport, table: Mapping[audits.View, object]) -> list[audits.View]:
     """The views of a table as the report orders them."""
     return [view for view in report.views if view in table]
