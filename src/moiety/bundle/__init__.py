@@ -3,7 +3,7 @@
 The door is five modules and three names:
 
 - ``papers``   every paper as a type (``Manifest``, ``Terms``, ``AnchorPaper``, ``RunPaper``, ...)
-- ``audits``   an audit's report as a paper (``AuditReport``, ...), ``expert_digest``, ``AuditDemand``
+- ``audits``   an audit's report (``AuditReport``, ...), ``expert_digest``, ``AuditDemand``
 - ``signing``  ``new_key``, ``load_key``, ``load_public``
 - ``anchors``  ``write_anchor_paper``, ``open_anchor``, ``open_facts``, ``verify_anchor``
 - ``orders``   ``write_order``, ``verify_order``, ``sign_receipt``, ``verify_receipt``,

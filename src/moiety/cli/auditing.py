@@ -18,44 +18,59 @@ LEAKS = 1
 """Exit code of an audit that was done and whose verdict is ``fail``."""
 
 
+Subject = Annotated[
+    Path, typer.Argument(metavar="SUBJECT", help="A finished run, a bundle, or a release.")
+]
+Members = Annotated[
+    list[str],
+    typer.Option(metavar="PATH", help="Text the expert was trained on; repeat for several."),
+]
+Out = Annotated[Path, typer.Option(help="Folder for JSON, charts, HTML; it stays with you.")]
+AnchorFolder = Annotated[
+    Path | None, typer.Option(help="The anchor's folder; a release has its own.")
+]
+OfOwner = Annotated[
+    str | None, typer.Option(help="Whose expert of a release; default: there is only one.")
+]
+Heldout = Annotated[
+    list[str] | None,
+    typer.Option(help="Like text never trained on; default for a run: what it kept aside."),
+]
+Canaries = Annotated[
+    Path | None, typer.Option(help="The run's canaries.json; default for a run: its own.")
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option(help="TOML of what you accept; default: as documented.")
+]
+Documents = Annotated[int, typer.Option(help="Documents to get back from the model.")]
+Samples = Annotated[int, typer.Option(help="Tries for each of them.")]
+Back = Annotated[int, typer.Option(help="Tokens to get back of each.")]
+Passages = Annotated[int, typer.Option(help="Documents to tell from others, so many of each.")]
+Control = Annotated[
+    bool, typer.Option(help="Also overfit a model on purpose, to see the attack work.")
+]
+Draw = Annotated[int, typer.Option(help="Of the draw of documents, and of samples.")]
+
+
 def audit(
-    subject: Annotated[
-        Path, typer.Argument(metavar="SUBJECT", help="A finished run, a bundle, or a release.")
-    ],
-    data: Annotated[
-        list[str], typer.Option(help="Text the expert was trained on; several after each other.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for JSON, charts, HTML; it stays with you.")],
+    subject: Subject,
+    data: Members,
+    out: Out,
     more: More = None,
-    anchor: Annotated[
-        Path | None, typer.Option(help="The anchor's folder; a release has its own.")
-    ] = None,
-    owner: Annotated[
-        str | None, typer.Option(help="Whose expert of a release; default: there is only one.")
-    ] = None,
-    heldout: Annotated[
-        list[str] | None,
-        typer.Option(help="Like text never trained on; default for a run: what it kept aside."),
-    ] = None,
-    canaries: Annotated[
-        Path | None, typer.Option(help="The run's canaries.json; default for a run: its own.")
-    ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="TOML of what you accept; default: as documented.")
-    ] = None,
-    documents: Annotated[int, typer.Option(help="Documents to get back from the model.")] = 100,
-    samples: Annotated[int, typer.Option(help="Tries for each of them.")] = 10,
-    tokens: Annotated[int, typer.Option(help="Tokens to get back of each.")] = 64,
-    members: Annotated[
-        int, typer.Option(help="Documents to tell from others, as many of each kind.")
-    ] = 500,
-    control: Annotated[
-        bool, typer.Option(help="Also overfit a model on purpose, to see the attack work.")
-    ] = True,
+    anchor: AnchorFolder = None,
+    owner: OfOwner = None,
+    heldout: Heldout = None,
+    canaries: Canaries = None,
+    policy: PolicyFile = None,
+    documents: Documents = 100,
+    samples: Samples = 10,
+    tokens: Back = 64,
+    members: Passages = 500,
+    control: Control = True,
     record_key: RecordKey = None,
     text_field: TextField = "text",
     skip_bad: SkipBad = False,
-    seed: Annotated[int, typer.Option(help="Of the draw of documents, and of samples.")] = 0,
+    seed: Draw = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:

@@ -44,16 +44,18 @@ Heldout = Annotated[
 ]
 
 
+Private = Annotated[
+    list[str], typer.Argument(metavar="DATA...", help="Private text: files, folders, globs.")
+]
+Rank = Annotated[int | None, typer.Option(help="Train a low-rank expert: a fraction of the size.")]
+
+
 def train(
     anchor: Annotated[Path, typer.Argument(metavar="ANCHOR", help="The anchor's folder.")],
-    data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Private text: files, folders, globs.")
-    ],
+    data: Private,
     owner: Annotated[str, typer.Option(help="Your name in every roster, such as city-hospital.")],
     out: Annotated[Path, typer.Option(help="The run's folder. It stays with you.")],
-    rank: Annotated[
-        int | None, typer.Option(help="Train a low-rank expert: a fraction of the size.")
-    ] = None,
+    rank: Rank = None,
     tokens: Tokens = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling and start.")] = None,
     config: ConfigFile = None,
