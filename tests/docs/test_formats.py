@@ -29,6 +29,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "anchor.json": papers.AnchorPaper,
     "run.json": papers.RunPaper,
     "ledger.json": LedgerPaper,
+    "canaries.json": papers.Canaries,
     "trained.json": TrainedPaper,
     "manifest.json": papers.Manifest,
     "signature.json, order.json, receipt.json: the envelope": Envelope,

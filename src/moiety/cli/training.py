@@ -35,7 +35,7 @@ TuningRuns = Annotated[
 Canaries = Annotated[
     int | None,
     typer.Option(
-        help="Random texts for an audit: about half are trained on, as records like yours."
+        help="Random texts for an audit: half are trained on, as records like yours. 500 will do."
     ),
 ]
 Heldout = Annotated[
@@ -79,9 +79,8 @@ def train(
     With --epsilon the expert keeps a promise for each record, also about its table of evidence.
     Name records by --record-key: without it each document is one.
 
-    With --canaries N an audit can tell what your expert remembers from what anybody could guess. N
-    random texts are drawn, and a coin decides of each whether it is trained on; your own files stay
-    as they are. It costs that much training on text that is not yours: some hundreds will do.
+    With --canaries N an audit tells knowing from guessing: a coin decides which of N random texts
+    are trained on beside yours. That costs training; your files stay as they are.
 
     Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """
@@ -102,19 +101,20 @@ def train(
     settings = TrainConfig().resolve(config, assignments)
     own = Sources(data, text_field, record_key, skip_bad)
     judged = Sources(heldout, text_field, record_key, skip_bad) if heldout else None
-    plan = ExpertPlan(anchor, own, owner, out, settings, judged)
-    done = train_expert(plan, resume=resume)
+    done = train_expert(ExpertPlan(anchor, own, owner, out, settings, judged), resume=resume)
     coins = done.canaries.planted if done.canaries else ()
     _tell(done.paper, coins, out, done.skipped.summary())
     if as_json:
-        facts = {"run": str(out), "skipped": done.skipped.totals}
-        facts["canaries"] = {"drawn": len(coins), "planted": sum(coins)}
-        screen.print_json(_facts(done.paper) | facts)
+        screen.print_json(_facts(done.paper, coins, out, done.skipped.totals))
 
 
-def _facts(paper: papers.RunPaper) -> dict[str, Any]:
+def _facts(
+    paper: papers.RunPaper, coins: Sequence[bool], out: Path, skipped: dict[str, int]
+) -> dict[str, Any]:
     chosen = {"owner", "result", "steps", "tokens_seen", "seconds", "privacy"}
-    return paper.model_dump(mode="json", include=chosen)
+    canaries = {"drawn": len(coins), "planted": sum(coins)}
+    more = {"run": str(out), "skipped": skipped, "canaries": canaries}
+    return paper.model_dump(mode="json", include=chosen) | more
 
 
 def _tell(paper: papers.RunPaper, coins: Sequence[bool], out: Path, left_out: str) -> None:
