@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from moiety.cli.options import AsJson, Device, More, RecordKey, SkipBad, TextFie
 from moiety.files import check_free
 
 if TYPE_CHECKING:
-    from moiety.bundle.audits import AuditReport
+    from moiety.bundle import audits
 
 LEAKS = 1
 """Exit code of an audit that was done and whose verdict is ``fail``."""
@@ -77,24 +78,24 @@ def audit(
     """Attack an expert as somebody would who holds it, and see what comes out.
 
     Three attacks: getting documents back from their first 32 tokens, telling what was trained on
-    from what was not, and finding planted canaries (moiety train --canaries), which also gives a
-    lower bound on epsilon. Each is tried on the public model too: only what goes beyond it is the
-    expert's. Exit 0: pass or warn. Exit 1: fail. The report quotes no text.
+    from what was not, and finding canaries (moiety train --canaries), which bounds epsilon from
+    below. Only what goes beyond the public model is the expert's. Exit 1: the verdict is fail.
 
     Example: moiety audit run/ --anchor anchor/ --data notes.jsonl --out report/
     """
-    from moiety.audit import AuditPlan, pages, tables
+    from moiety.audit import AuditPlan
     from moiety.audit import audit as run_audit
     from moiety.data import Sources
 
     check_free(out)
     screen.quiet_libraries()
+    read = partial(Sources, text_field=text_field, record_key=record_key, skip_bad=skip_bad)
     plan = AuditPlan(
         subject=subject,
         anchor=anchor,
         owner=owner,
-        members=Sources([*data, *(more or [])], text_field, record_key, skip_bad),
-        nonmembers=Sources(heldout, text_field, record_key, skip_bad) if heldout else None,
+        members=read([*data, *(more or [])]),
+        nonmembers=read(heldout) if heldout else None,
         canaries=canaries,
         policy=policy,
         documents=documents,
@@ -107,19 +108,20 @@ def audit(
     )
     with screen.cell_bar("auditing") as watch:
         report = run_audit(plan, command=command_line(), watch=watch)
-    for table in tables.render_tables(report):
-        screen.out().print(table)
-    pages.write_report(report, out)
-    screen.note(f"report: {out / 'report.html'}; it stays with you")
-    _next(report, out)
+    _tell(report, out)
     if as_json:
         screen.print_json(report.model_dump(mode="json"))
     if report.verdict == "fail":
         raise typer.Exit(LEAKS)
 
 
-def _next(report: AuditReport, out: Path) -> None:
-    """What the owner can do now."""
+def _tell(report: audits.AuditReport, out: Path) -> None:
+    from moiety.audit import pages, tables
+
+    for table in tables.render_tables(report):
+        screen.out().print(table)
+    pages.write_report(report, out)
+    screen.note(f"report: {out / 'report.html'}; it stays with you")
     if report.verdict == "fail" and report.promise is None:
         screen.note("next: train with privacy (moiety train --epsilon 4), or on less of the text")
     elif report.verdict != "fail" and report.subject == "run":
