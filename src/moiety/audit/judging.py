@@ -247,12 +247,12 @@ def _promise(
 def _no_canaries(promise: papers.Guarantee | None) -> audits.Judgement:
     if promise is None:
         reason = (
-            "Nothing was promised and no canaries were planted, so nothing bounds what the expert "
+            "Nothing was promised and no canaries were looked for, so nothing bounds what the expert "
             "tells of a record, and nobody measured it."
         )
         return _judgement("canaries", None, None, "warn", reason)
     reason = (
-        f"The owner promises {_promised(promise)}. No canaries were planted, so the promise rests "
+        f"The owner promises {_promised(promise)}. No canaries were looked for, so the promise rests "
         "on the owner's word and no measurement speaks for or against it."
     )
     return _judgement("canaries", None, None, "pass", reason)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli import screen
-from moiety.cli.options import AsJson, Device, More, RecordKey, SkipBad, TextField, command_line
+from moiety.cli.options import AsJson, Device, RecordKey, SkipBad, TextField, command_line
 from moiety.files import check_free
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def audit(
     subject: Subject,
     data: Members,
     out: Out,
-    more: More = None,
     anchor: AnchorFolder = None,
     owner: OfOwner = None,
     heldout: Heldout = None,
@@ -94,7 +93,7 @@ def audit(
         subject=subject,
         anchor=anchor,
         owner=owner,
-        members=read([*data, *(more or [])]),
+        members=read(data),
         nonmembers=read(heldout) if heldout else None,
         canaries=canaries,
         policy=policy,
