@@ -27,10 +27,11 @@ def render_tables(report: audits.AuditReport) -> Iterator[Table]:
 
 
 def _extraction(report: audits.AuditReport) -> Table:
-    columns = ("got back", "95 %", "above anchor", "verbatim", "mean run", "longest")
+    columns = ("got back", "95 %", "above", "verbatim", "run", "longest")
     table = _table("Passages got back", *columns)
     table.caption = (
-        f"documents continued from {report.settings.prefix_tokens} tokens; runs in tokens"
+        f"documents continued from {report.settings.prefix_tokens} tokens; above: than the public "
+        "model's, in points; run: tokens repeated on average"
     )
     for view in words.in_order(report, report.extraction):
         found = report.extraction[view]
@@ -47,11 +48,10 @@ def _extraction(report: audits.AuditReport) -> Table:
 
 
 def _membership(report: audits.AuditReport) -> Table:
-    table = _table(
-        "Who was in the text", "attack", "AUC", "95 %", "above anchor", "at 0.1 %", "1 %"
-    )
+    table = _table("Who was in the text", "attack", "AUC", "95 %", "above", "0.1 %", "1 %")
     table.caption = (
-        "the strongest attack of each view; 0.5 is a coin; members found at false alarms"
+        "the strongest attack of each view; AUC 0.5 is a coin; above: than the public model's, in "
+        "points; last: members found at 0.1 and 1 % false alarms"
     )
     for view in words.in_order(report, report.membership):
         attack = words.strongest(report.membership[view])
@@ -69,9 +69,9 @@ def _membership(report: audits.AuditReport) -> Table:
 
 
 def _canaries(report: audits.AuditReport) -> Table:
-    table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon at least")
+    table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon")
     promise = report.promise
-    table.caption = "exposure in bits; " + (
+    table.caption = "exposure in bits, 1.4 by chance; epsilon: at least so much; " + (
         "nothing was promised" if promise is None else f"promised: epsilon {promise.epsilon:.3g}"
     )
     for view in words.in_order(report, report.canaries):
@@ -95,24 +95,24 @@ def _judgements(report: audits.AuditReport) -> Table:
         min_width=60,
     )
     table.add_column("", no_wrap=True)
-    table.add_column("measure", no_wrap=True)
-    table.add_column("seen through", no_wrap=True)
+    table.add_column("measure, seen through", overflow="fold")
     table.add_column("why", overflow="fold")
     for one in words.worst_first(report):
         mark = Text(f"{words.SYMBOLS[one.verdict]} {one.verdict}", _STYLES[one.verdict])
-        view = "-" if one.view is None else words.VIEW_SHORT[one.view]
+        view = "" if one.view is None else f"\n{words.VIEW_SHORT[one.view]}"
         # Text, not str: square brackets in a reason are markup to rich.
-        table.add_row(mark, Text(one.measure), view, Text(one.reason))
+        table.add_row(mark, Text(one.measure + view), Text(one.reason))
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
+    """Cells may break where the screen is narrow: a number that is cut is a wrong number."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("seen through", no_wrap=True)
+    table.add_column("seen through", overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
 def _above(excess: audits.Estimate | None) -> str:
-    return "-" if excess is None else words.show_points(excess.value)
+    return "-" if excess is None else words.show_points(excess.value).removesuffix(" points")

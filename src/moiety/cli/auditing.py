@@ -124,4 +124,8 @@ def _tell(report: audits.AuditReport, out: Path) -> None:
     if report.verdict == "fail" and report.promise is None:
         screen.note("next: train with privacy (moiety train --epsilon 4), or on less of the text")
     elif report.verdict != "fail" and report.subject == "run":
-        screen.note(f"next: moiety pack RUN --key KEY.pem --require-audit {out} --out NAME.expert")
+        accept = "" if report.verdict == "pass" else " --accept-warnings"
+        screen.note("next: read the report; then")
+        screen.note(
+            f"      moiety pack RUN --key KEY.pem --require-audit {out}{accept} --out NAME.expert"
+        )
