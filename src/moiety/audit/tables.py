@@ -13,6 +13,7 @@ from moiety.bundle import audits
 from moiety.evaluate import pages
 
 _STYLES = {"pass": "", "warn": "yellow", "fail": "bold red"}
+_ABOVE = "above: points above the public model"
 
 
 def render_tables(report: audits.AuditReport) -> Iterator[Table]:
@@ -27,18 +28,18 @@ def render_tables(report: audits.AuditReport) -> Iterator[Table]:
 
 
 def _extraction(report: audits.AuditReport) -> Table:
-    columns = ("got back", "95 %", "above", "verbatim", "run", "longest")
+    columns = ("share", "95 %", "above", "exact", "run", "longest")
     table = _table("Passages got back", *columns)
     table.caption = (
-        f"documents continued from {report.settings.prefix_tokens} tokens; above: than the public "
-        "model's, in points; run: tokens repeated on average"
+        f"of documents continued from {report.settings.prefix_tokens} tokens; {_ABOVE}\n"
+        "exact: word for word; run: tokens repeated, on average"
     )
     for view in words.in_order(report, report.extraction):
         found = report.extraction[view]
         table.add_row(
             Text(words.VIEW_SHORT[view]),
             pages.show_share(found.extracted.value),
-            words.share_ends(found.extracted),
+            _ends(100 * found.extracted.low, 100 * found.extracted.high, 1),
             _above(found.excess),
             pages.show_share(found.verbatim.value),
             f"{found.mean_run.value:.1f}",
@@ -50,8 +51,8 @@ def _extraction(report: audits.AuditReport) -> Table:
 def _membership(report: audits.AuditReport) -> Table:
     table = _table("Who was in the text", "attack", "AUC", "95 %", "above", "0.1 %", "1 %")
     table.caption = (
-        "the strongest attack of each view; AUC 0.5 is a coin; above: than the public model's, in "
-        "points; last: members found at 0.1 and 1 % false alarms"
+        f"the strongest attack; AUC 0.5 is a coin; {_ABOVE}\n"
+        "last: members found at 0.1 % and at 1 % false alarms"
     )
     for view in words.in_order(report, report.membership):
         attack = words.strongest(report.membership[view])
@@ -61,7 +62,7 @@ def _membership(report: audits.AuditReport) -> Table:
             Text(words.VIEW_SHORT[view]),
             attack,
             pages.show(found.auc.value),
-            pages.show_interval((found.auc.low, found.auc.high)),
+            _ends(found.auc.low, found.auc.high, 3),
             _above(found.excess),
             *("-" if one is None else pages.show_share(one.value) for one in hits),
         )
@@ -71,7 +72,7 @@ def _membership(report: audits.AuditReport) -> Table:
 def _canaries(report: audits.AuditReport) -> Table:
     table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon")
     promise = report.promise
-    table.caption = "exposure in bits, 1.4 by chance; epsilon: at least so much; " + (
+    table.caption = "exposure in bits, 1.4 by chance; epsilon: at least so much\n" + (
         "nothing was promised" if promise is None else f"promised: epsilon {promise.epsilon:.3g}"
     )
     for view in words.in_order(report, report.canaries):
@@ -79,7 +80,7 @@ def _canaries(report: audits.AuditReport) -> Table:
         table.add_row(
             Text(words.VIEW_SHORT[view]),
             f"{found.exposure.value:.2f}",
-            f"{found.exposure.low:.2f} to {found.exposure.high:.2f}",
+            _ends(found.exposure.low, found.exposure.high, 2),
             f"{found.most_exposed:.2f}",
             f"{found.right:,} of {found.guesses:,}",
             words.show_number(found.epsilon_low),
@@ -112,6 +113,10 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table
+
+
+def _ends(low: float, high: float, digits: int) -> str:
+    return f"{low:.{digits}f} – {high:.{digits}f}"
 
 
 def _above(excess: audits.Estimate | None) -> str:

@@ -22,7 +22,7 @@ VIEW_SHORT: Final[Mapping[audits.View, str]] = {
     "expert": "expert alone",
     "pair": "anchor and expert",
     "release": "merged model",
-    "withdrawn": "after the owner left",
+    "withdrawn": "without the owner",
     "control": "overfitted control",
 }
 
