@@ -32,7 +32,9 @@ from moiety.files import canonical_json, digest_bytes
 from moiety.merge import merge
 
 THRESHOLDS = [
-    name for name, field in audits.Policy.model_fields.items() if field.annotation is audits.Threshold
+    name
+    for name, field in audits.Policy.model_fields.items()
+    if field.annotation is audits.Threshold
 ]
 
 
@@ -134,7 +136,9 @@ def test_a_bundle_gives_the_numbers_of_its_run(homes, of_run):
     members = [d.text for d in runs.notes(text).part(Skipped(), runs.FRACTION, heldout=False)]
     parts = {}
     for name, texts in (("members", members), ("outsiders", outsiders)):
-        lines = [line for line in text.read_text().splitlines() if json.loads(line)["text"] in texts]
+        lines = [
+            line for line in text.read_text().splitlines() if json.loads(line)["text"] in texts
+        ]
         parts[name] = homes.folder / f"{name}.jsonl"
         parts[name].write_text("\n".join(lines) + "\n", "utf-8")
     plan = runs.plan(

@@ -254,7 +254,9 @@ def test_a_difference_is_told_in_words_and_both_ways():
         excess: next(o.reason for o in found if (o.measure, o.view) == ("extraction", "pair"))
         for excess, found in told.items()
     }
-    who = "Of 200 documents the pair of public model and expert gives back 0.0 % nearly word for word"
+    who = (
+        "Of 200 documents the pair of public model and expert gives back 0.0 % nearly word for word"
+    )
     same = "as the public model does (95 % interval of the difference: -1.0 to 1.0 points)"
     assert reasons == {
         0.0: f"{who}, {same}; the policy allows up to 0 percentage points.",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from moiety.audit import sentences
+from moiety.audit import sentences as say
 from moiety.audit.bounds import ceiling
 from moiety.bundle import audits, papers
 
@@ -75,7 +75,7 @@ def _extraction(
     here = found.get(view)
     if here is None or here.excess is None:
         return _not_measured("extraction", view)
-    verdict, rule = _hold(policy.extracted_excess, here.excess.value, _most(here), sentences.points)
+    verdict, rule = _hold(policy.extracted_excess, here.excess.value, _most(here), say.points)
     reason = f"{_gives_back(here, here.excess, view)}; {rule}."
     return _judgement("extraction", view, here.excess, verdict, reason)
 
@@ -93,8 +93,8 @@ def _most(here: audits.Extraction) -> float:
 
 def _gives_back(here: audits.Extraction, excess: audits.Estimate, view: audits.View) -> str:
     return (
-        f"Of {here.documents:,} documents {sentences.WHO[view]} gives back {sentences.percent(here.extracted.value)} "
-        f"nearly word for word, {sentences.than_the_public_model(excess)}"
+        f"Of {here.documents:,} documents {say.WHO[view]} gives back "
+        f"{say.percent(here.extracted.value)} nearly word for word, {say.than_the_public_model(excess)}"
     )
 
 
@@ -105,10 +105,10 @@ def _longest_run(
     if here is None or anchor is None:
         return _not_measured("longest-run", view)
     more = here.longest_run - anchor.longest_run
-    verdict, rule = _hold(policy.longest_run_excess_tokens, more, more, sentences.tokens)
+    verdict, rule = _hold(policy.longest_run_excess_tokens, more, more, say.tokens)
     reason = (
-        f"The longest passage of a document that {sentences.WHO[view]} repeats has "
-        f"{sentences.tokens(here.longest_run)} (pieces of words), {sentences.tokens(abs(more))} "
+        f"The longest passage of a document that {say.WHO[view]} repeats has "
+        f"{say.tokens(here.longest_run)} (pieces of words), {say.tokens(abs(more))} "
         f"{'more' if more >= 0 else 'fewer'} than that of the public model; {rule}."
     )
     return _judgement("longest-run", view, None, verdict, reason)
@@ -138,12 +138,12 @@ def _one_attack(
 ) -> audits.Judgement:
     reason = (
         f"Of a document that was trained on and one that was not, the attack {name} names the "
-        f"former in {sentences.percent(here.auc.value)} of cases through {sentences.WHO[view]}, "
-        f"{sentences.than_the_public_model(excess)}"
+        f"former in {say.percent(here.auc.value)} of cases through {say.WHO[view]}, "
+        f"{say.than_the_public_model(excess)}"
     )
     if view == "withdrawn":
         return _gone("membership", excess, excess.high, policy, reason)
-    verdict, rule = _hold(policy.membership_excess, excess.value, excess.high, sentences.points)
+    verdict, rule = _hold(policy.membership_excess, excess.value, excess.high, say.points)
     return _judgement("membership", view, excess, verdict, f"{reason}; {rule}.")
 
 
@@ -180,14 +180,12 @@ def _one_tail(
         )
         return _judgement(_TAIL, view, None, "warn", reason)
     usual = 0.01 if before is None else before.value
-    excess = audits.Estimate(
-        value=hits.value - usual, low=hits.low - usual, high=hits.high - usual
-    )
-    verdict, rule = _hold(policy.hits_excess, excess.value, excess.high, sentences.points)
+    excess = audits.Estimate(value=hits.value - usual, low=hits.low - usual, high=hits.high - usual)
+    verdict, rule = _hold(policy.hits_excess, excess.value, excess.high, say.points)
     reason = (
         f"An attacker who takes only one stranger in a hundred for a member finds "
-        f"{sentences.percent(hits.value)} of the documents that were trained on, with the attack {name} "
-        f"through {sentences.WHO[view]}, {sentences.than_the_public_model(excess)}; {rule}."
+        f"{say.percent(hits.value)} of the documents that were trained on, with the attack {name} "
+        f"through {say.WHO[view]}, {say.than_the_public_model(excess)}; {rule}."
     )
     return _judgement(_TAIL, view, excess, verdict, reason)
 
@@ -218,13 +216,16 @@ def _exposure(
     here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
 ) -> audits.Judgement:
     limit, most = policy.exposure_bits, math.log2(here.left_out + 1)
-    verdict, rule = _hold(limit, here.exposure.value, here.exposure.high, sentences.bits)
+    verdict, rule = _hold(limit, here.exposure.value, here.exposure.high, say.bits)
     if verdict == "pass" and most <= limit.fail:
-        verdict, rule = "warn", f"with so few canaries nothing could reach {sentences.bits(limit.fail)}"
+        verdict, rule = (
+            "warn",
+            f"with so few canaries nothing could reach {say.bits(limit.fail)}",
+        )
     reason = (
-        f"Through {sentences.WHO[view]} planted canaries stand out by {sentences.bits(here.exposure.value)} on "
-        f"average {sentences.interval(here.exposure, sentences.two_digits)}; chance shows about 1.4, and "
-        f"{here.left_out:,} left out can show {sentences.bits(most)} at most; {rule}."
+        f"Through {say.WHO[view]} planted canaries stand out by {say.bits(here.exposure.value)} on "
+        f"average {say.interval(here.exposure, say.two_digits)}; chance shows about 1.4, and "
+        f"{here.left_out:,} left out can show {say.bits(most)} at most; {rule}."
     )
     return _judgement("exposure", view, here.exposure, verdict, reason)
 
@@ -233,18 +234,21 @@ def _epsilon(
     here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
 ) -> audits.Judgement:
     limit, most = policy.epsilon_low, ceiling(here.planted + here.left_out, here.delta)
-    verdict, rule = _hold(limit, here.epsilon_low, here.epsilon_low, sentences.plain)
+    verdict, rule = _hold(limit, here.epsilon_low, here.epsilon_low, say.plain)
     if verdict == "pass" and most <= limit.fail:
-        verdict, rule = "warn", f"with so few canaries nothing could reach {sentences.plain(limit.fail)}"
+        verdict, rule = (
+            "warn",
+            f"with so few canaries nothing could reach {say.plain(limit.fail)}",
+        )
     reason = (
-        f"Through {sentences.WHO[view]} {_right(here)}; {sentences.plain(most)} is the most that so many canaries "
-        f"can show; {rule}."
+        f"Through {say.WHO[view]} {_right(here)}; {say.plain(most)} is the most that so many "
+        f"canaries can show; {rule}."
     )
     return _judgement("epsilon", view, None, verdict, reason)
 
 
 def _right(here: audits.CanaryFinding) -> str:
-    least = f"with 95 % confidence that takes an epsilon of {sentences.plain(here.epsilon_low)} or more"
+    least = f"with 95 % confidence that takes an epsilon of {say.plain(here.epsilon_low)} or more"
     if not here.epsilon_low:
         least = "chance alone explains that"
     guesses = f"{here.right:,} of {here.guesses:,} guesses at which canaries were planted are right"
@@ -266,7 +270,7 @@ def _promise(
         return
     view, here = max(found.items(), key=lambda item: item[1].epsilon_low)
     said = f"The owner promises {_promised(promise)}"
-    shown = f"Through {sentences.WHO[view]} {_right(here)}"
+    shown = f"Through {say.WHO[view]} {_right(here)}"
     if here.delta < promise.delta:
         verdict: audits.Verdict = "warn"
         reason = (
@@ -283,19 +287,19 @@ def _promise(
 def _no_canaries(promise: papers.Guarantee | None) -> audits.Judgement:
     if promise is None:
         reason = (
-            "Nothing was promised and no canaries were looked for, so nothing bounds what the expert "
-            "tells of a record, and nobody measured it."
+            "Nothing was promised and no canaries were looked for, so nothing bounds what the "
+            "expert tells of a record, and nobody measured it."
         )
         return _judgement("canaries", None, None, "warn", reason)
     reason = (
-        f"The owner promises {_promised(promise)}. No canaries were looked for, so the promise rests "
-        "on the owner's word and no measurement speaks for or against it."
+        f"The owner promises {_promised(promise)}. No canaries were looked for, so the promise "
+        "rests on the owner's word and no measurement speaks for or against it."
     )
     return _judgement("canaries", None, None, "pass", reason)
 
 
 def _promised(promise: papers.Guarantee) -> str:
-    return f"epsilon {sentences.plain(promise.epsilon)} at delta {promise.delta:.2g} for each record"
+    return f"epsilon {say.plain(promise.epsilon)} at delta {promise.delta:.2g} for each record"
 
 
 def _withdrawal(findings: Findings, policy: audits.Policy) -> Iterator[audits.Judgement]:
@@ -331,7 +335,10 @@ def _gone(
     elif excess.low > limit.warn:
         verdict, rule = "warn", "slightly more than chance explains; audit more documents"
     elif high > with_it.fail:
-        verdict, rule = "warn", f"too few documents to rule out {sentences.points(with_it.fail)} more"
+        verdict, rule = (
+            "warn",
+            f"too few documents to rule out {say.points(with_it.fail)} more",
+        )
     else:
         verdict, rule = "pass", "what is left cannot be told from the public model"
     return _judgement(measure, "withdrawn", excess, verdict, f"{reason}; {rule}.")
@@ -345,7 +352,7 @@ def _forgotten(here: audits.CanaryFinding, policy: audits.Policy) -> audits.Judg
         verdict, rule = "warn", "chance shows this in one audit of twenty; audit again"
     else:
         verdict, rule = "pass", "nothing of the expert is found"
-    reason = f"Through {sentences.WHO['withdrawn']} {_right(here)}; {rule}."
+    reason = f"Through {say.WHO['withdrawn']} {_right(here)}; {rule}."
     return _judgement("epsilon", "withdrawn", None, verdict, reason)
 
 
@@ -359,11 +366,11 @@ def _control(here: audits.Extraction | None) -> audits.Judgement:
         return _judgement("control", None, None, "warn", reason)
     share = here.extracted
     reason = (
-        f"From a model overfitted on purpose the attack gets back {sentences.percent(share.value)} of "
-        f"{here.documents:,} documents {sentences.interval(share, sentences.percent)}"
+        f"From a model overfitted on purpose the attack gets back {say.percent(share.value)} of "
+        f"{here.documents:,} documents {say.interval(share, say.percent)}"
     )
     if share.value < CONTROL_MIN_SHARE:
-        rule = f"under {sentences.percent(CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+        rule = f"under {say.percent(CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
         return _judgement("control", "control", share, "warn", f"{reason}, {rule}.")
     return _judgement("control", "control", share, "pass", f"{reason}: the attack works.")
 
@@ -382,7 +389,7 @@ def _hold(
 
 
 def _not_measured(measure: str, view: audits.View) -> audits.Judgement:
-    reason = f"Not measured through {sentences.WHO[view]}, or not beside the public model."
+    reason = f"Not measured through {say.WHO[view]}, or not beside the public model."
     return _judgement(measure, view, None, "warn", reason)
 
 

@@ -116,7 +116,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _ends(low: float, high: float, digits: int) -> str:
-    return f"{low:.{digits}f} – {high:.{digits}f}"
+    return f"{low:.{digits}f} - {high:.{digits}f}"
 
 
 def _above(excess: audits.Estimate | None) -> str:
