@@ -94,7 +94,8 @@ def _most(here: audits.Extraction) -> float:
 def _gives_back(here: audits.Extraction, excess: audits.Estimate, view: audits.View) -> str:
     return (
         f"Of {here.documents:,} documents {say.WHO[view]} gives back "
-        f"{say.percent(here.extracted.value)} nearly word for word, {say.than_the_public_model(excess)}"
+        f"{say.percent(here.extracted.value)} nearly word for word, "
+        f"{say.than_the_public_model(excess)}"
     )
 
 
