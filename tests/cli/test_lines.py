@@ -41,7 +41,7 @@ LINES = {
     "audit RUN --anchor A --data a.txt --out DIR": {
         "subject": Path("RUN"),
         "data": ["a.txt"],
-        "heldout": None,
+        "heldout": [],
         "owner": None,
         "control": True,
     },
