@@ -126,7 +126,8 @@ def verdicts(findings, views=RELEASE, promised=None, policy=POLICY):
 def test_a_clean_audit_passes_and_every_reason_is_a_sentence(views, promised):
     found, verdict = judge(clean(views), views, promised, POLICY)
     assert verdict == "pass"
-    measures = ["extraction", "longest-run", "membership", "exposure", "epsilon"]
+    measures = ["extraction", "longest-run", "membership", "membership-tail"]
+    measures += ["exposure", "epsilon"]
     holders = ["expert", "pair"] + (["release"] if views == RELEASE else [])
     expected = {(measure, view) for measure in measures for view in holders}
     expected |= {("control", "control")}
@@ -199,13 +200,75 @@ def test_the_worst_attack_decides():
         {},
         {"loss": membership(None)},
         {"loss": membership(about(0.04, 0.12))},
-        {"loss": membership(about(0.0, 0.01), hits={"0.01": None, "0.001": None})},
     ],
-    ids=["none", "no anchor", "wide interval", "no rate of one in a hundred"],
+    ids=["none", "no anchor", "wide interval"],
 )
 def test_membership_that_cannot_be_told_does_not_pass(attacks):
     one = verdicts(changed(clean(), "membership", "expert", attacks))["membership", "expert"]
     assert one.verdict == "warn"
+
+
+def hits(value, low=None, high=None):
+    found = value if isinstance(value, Estimate) else Estimate(value=value, low=low, high=high)
+    return membership(about(0.0, 0.01), hits={"0.001": None, "0.01": found})
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (hits(about(0.03, 0.02)), "pass"),
+        (hits(about(0.045, 0.02)), "warn"),
+        (hits(about(0.1101, 0.01)), "fail"),
+        (hits(0.02, low=0.0, high=0.12), "warn"),
+        (membership(about(0.0, 0.01), hits={"0.001": None, "0.01": None}), "warn"),
+    ],
+    ids=["little", "some", "many", "wide interval", "too few to know"],
+)
+def test_a_few_who_are_surely_told_do_not_hide_behind_the_mean(found, verdict):
+    # The anchor's share is 0.01: of the ratio, which it has none of, chance has the same.
+    attacks = {name: hits(about(0.01, 0.005)) for name in ATTACKS} | {"ratio": found}
+    bad = verdicts(changed(clean(), "membership", "pair", attacks))
+    expected = {} if verdict == "pass" else {("membership-tail", "pair"): verdict}
+    assert {key: one.verdict for key, one in bad.items()} == expected
+
+
+def test_what_the_anchor_tells_as_surely_does_not_count():
+    many = {name: hits(about(0.3, 0.05)) for name in ATTACKS if name != "ratio"}
+    found = clean()
+    for view in ("anchor", "expert", "pair", "release"):
+        found = changed(found, "membership", view, many)
+    assert verdicts(found) == {}
+
+
+def test_a_difference_is_told_in_words_and_both_ways():
+    told = {
+        excess: judge(
+            changed(clean(), "extraction", "pair", extraction(Estimate(**excess_of(excess)))),
+            RELEASE,
+            None,
+            POLICY,
+        )[0]
+        for excess in (0.0, 0.0512, -0.02)
+    }
+    reasons = {
+        excess: next(o.reason for o in found if (o.measure, o.view) == ("extraction", "pair"))
+        for excess, found in told.items()
+    }
+    who = (
+        "Of 200 documents the pair of public model and expert gives back 0.0 % nearly word for word"
+    )
+    same = "as the public model does (95 % interval of the difference: -1.0 to 1.0 points)"
+    assert reasons == {
+        0.0: f"{who}, {same}; the policy allows up to 0 percentage points.",
+        0.0512: f"{who}, 5.1 percentage points more than the public model (95 % interval: 4.1 to "
+        "6.1); the policy fails more than 5 percentage points.",
+        -0.02: f"{who}, 2.0 percentage points less than the public model (95 % interval: 1.0 to "
+        "3.0); the policy allows up to 0 percentage points.",
+    }
+
+
+def excess_of(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
 
 @pytest.mark.parametrize("table", ["extraction", "membership", "canaries"])
@@ -314,7 +377,7 @@ def test_after_the_withdrawal_canaries_must_be_forgotten(epsilon, verdict):
     assert {key: one.verdict for key, one in bad.items()} == {("epsilon", "withdrawn"): verdict}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.49])
+@pytest.mark.parametrize("share", [0.05, 0.49])
 def test_an_attack_that_fails_on_the_control_says_nothing(share):
     weak = extraction(extracted=about(share, 0.05))
     one = verdicts(changed(clean(), "extraction", "control", weak))["control", "control"]

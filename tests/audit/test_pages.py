@@ -231,11 +231,12 @@ def test_the_terminal_shows_the_numbers(report: AuditReport) -> None:
     seen = " ".join(terminal(report).split())
     for found in report.extraction.values():
         above = "-" if found.excess is None else points(found.excess).partition(" points")[0]
-        assert f"{share(found.extracted)} {above}" in seen
+        low, high = (f"{100 * end:.1f}" for end in (found.extracted.low, found.extracted.high))
+        assert f"{100 * found.extracted.value:.1f} % {low} - {high} {above}" in seen
         assert f"{100 * found.verbatim.value:.1f} % {found.mean_run.value:.1f}" in seen
     for attacks in report.membership.values():
         best = max(attacks.values(), key=lambda one: one.auc.value)
-        assert f"ratio {best.auc.value:.3f} {best.auc.low:.3f} to {best.auc.high:.3f}" in seen
+        assert f"ratio {best.auc.value:.3f} {best.auc.low:.3f} - {best.auc.high:.3f}" in seen
         assert f"{100 * best.hits['0.01'].value:.1f} %" in seen  # type: ignore[union-attr]
     for canary in report.canaries.values():
         assert f"{canary.right} of {canary.guesses} {canary.epsilon_low:.3g}" in seen

@@ -44,6 +44,11 @@ def test_nothing_is_looked_at_twice(tiny_world: tiny.World, owners: tuple[str, .
     assert len({view.slots for view in views}) == len(views) == (3 if len(owners) == 1 else 5)
 
 
+def test_of_a_tuned_release_no_mask_shows_the_withdrawal(tiny_world: tiny.World) -> None:
+    views = views_of(tiny_world.load("amy", "bob"), "amy", strict=False)
+    assert [view.name for view in views] == ["anchor", "expert", "pair", "release"]
+
+
 @pytest.mark.parametrize("name", ["anchor", "dan"])
 def test_only_owners_have_views(tiny_world: tiny.World, name: str) -> None:
     with pytest.raises(ConfigError, match=name):

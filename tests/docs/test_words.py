@@ -16,6 +16,7 @@ from moiety import errors
 WORDS = (
     *("anchor", "owner", "record", "expert", "run", "bundle", "manifest", "terms", "roster"),
     *("release", "mask", "withdrawal", "receipt", "ledger", "report"),
+    *("audit", "view", "canary", "exposure", "control", "verdict"),
 )
 ERRORS = [
     name

@@ -16,7 +16,8 @@ import pytest
 from tests import tiny
 
 from moiety.bundle import pack, papers, signing
-from moiety.data import PackedText, Sources, load_tokenizer, train_tokenizer
+from moiety.data import PackedText, Sources, load_tokenizer
+from moiety.data.tokenizer import train_tokenizer
 from moiety.errors import ConfigError, FormatError, StateError
 from moiety.train import ExpertPlan, train_expert
 from moiety.train.anchor import new_anchor

@@ -30,7 +30,7 @@ from moiety.errors import ConfigError, PolicyError
 from moiety.merge import load_release
 
 MEMBER_TOKENS: Final = 256
-"""A document is told from others by its first tokens, at most so many."""
+"""A document is told from others by its first tokens, at most so many (and the positions)."""
 
 CANARY_BATCH: Final = 16
 
@@ -45,8 +45,9 @@ Watch = Callable[[str, int, int], None]
 class AuditPlan:
     """What to audit, against which text, and how hard to look.
 
-    ``members`` is text the expert was trained on, ``nonmembers`` like text that it was not; None
-    where a run kept some aside. ``owner`` says whose expert of a release is meant.
+    ``members`` is text the expert was trained on, ``nonmembers`` like text that it was not. What a
+    run kept aside of ``members`` is never counted among them, and compared with them where there is
+    no other text. ``owner`` says whose expert of a release is meant.
     """
 
     subject: Path
@@ -104,14 +105,17 @@ def audit(plan: AuditPlan, *, command: str = "", watch: Watch | None = None) -> 
 
 def _check(plan: AuditPlan) -> None:
     least = {
-        "documents": plan.documents,
-        "samples": plan.samples,
-        "tokens": plan.continuation_tokens,
-        "members": plan.num_members,
+        "documents": (plan.documents, 1),
+        "samples": (plan.samples, 1),
+        "tokens": (plan.continuation_tokens, 1),
+        "members": (plan.num_members, 1),
+        "seed": (plan.seed, 0),
     }
-    for name, number in least.items():
-        if number < 1:
-            raise ConfigError(f"{number} {name}", where=f"--{name}", remedy="give at least 1")
+    for name, (number, fewest) in least.items():
+        if number < fewest:
+            raise ConfigError(
+                f"{name} {number}", where=f"--{name}", remedy=f"give at least {fewest}"
+            )
 
 
 class _Attack:
@@ -122,11 +126,15 @@ class _Attack:
         loaded, self.separator = load_tokenizer(subject.release)
         self.tokenizer: Tokenizer = loaded
         self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
-        self.views = views_of(load_release(subject.release, device=plan.device), subject.owner)
+        self._check_text()
+        mixture = load_release(subject.release, device=plan.device)
+        self.views = views_of(mixture, subject.owner, strict=subject.strict)
+        self.member_tokens = min(MEMBER_TOKENS, mixture.backbone.config.max_position_embeddings)
         self.how = ExtractionSettings(samples=plan.samples, seed=plan.seed)
         self._watch, self._done = watch, 0
-        self._parts = 3 * len(self.views) + int(plan.control)
         self._planted = self._open_canaries()
+        attacks = 2 if self._planted is None else 3
+        self._parts = attacks * len(self.views) + int(plan.control)
         tokens = self.how.prefix_tokens + plan.continuation_tokens
         draw = partial(choose_documents, count=plan.documents, tokens=tokens, seed=plan.seed)
         self.documents = draw(self._members(), self.encoder).tokens
@@ -135,7 +143,7 @@ class _Attack:
             encoder=self.encoder,
             tokenizer=loaded,
             count=plan.num_members,
-            tokens=MEMBER_TOKENS,
+            tokens=self.member_tokens,
             seed=plan.seed,
         )
         self.members, self.outsiders = passages(self._members()), passages(self._outsiders())
@@ -149,7 +157,7 @@ class _Attack:
             continuation_tokens=self.plan.continuation_tokens,
             members=len(self.members),
             nonmembers=len(self.outsiders),
-            member_tokens=MEMBER_TOKENS,
+            member_tokens=self.member_tokens,
             seed=self.plan.seed,
         )
 
@@ -233,26 +241,44 @@ class _Attack:
         (ids,) = self.encoder.encode([document])
         return ids.astype(np.int64)
 
+    def _check_text(self) -> None:
+        """Before anything is computed: there must be text of both kinds, split as it was."""
+        aside = self.subject.kept_aside
+        if aside is None:
+            if self.plan.nonmembers is None:
+                raise ConfigError(
+                    "no text to compare with",
+                    where="--heldout",
+                    remedy="name like text that the expert was not trained on",
+                )
+        elif self.plan.members.record_key != aside.record_key:
+            told = f"give {aside.record_key}" if aside.record_key else "leave it"
+            raise ConfigError(
+                "the run told records apart by another key", where="--record-key", remedy=told
+            )
+
     def _members(self) -> Iterator[tokenizer.Document]:
-        aside = self.subject.kept_aside if self.plan.nonmembers is None else None
-        return self.plan.members.part(Skipped(), aside, heldout=False)
+        aside = self.subject.kept_aside
+        fraction = None if aside is None else aside.fraction
+        return self.plan.members.part(Skipped(), fraction, heldout=False)
 
     def _outsiders(self) -> Iterator[tokenizer.Document]:
         if self.plan.nonmembers is not None:
             return self.plan.nonmembers.documents(Skipped())
-        if self.subject.kept_aside is None:
-            raise ConfigError(
-                "no text to compare with",
-                where="--heldout",
-                remedy="name like text that the expert was not trained on",
-            )
-        return self.plan.members.part(Skipped(), self.subject.kept_aside, heldout=True)
+        assert self.subject.kept_aside is not None  # _check_text
+        return self.plan.members.part(Skipped(), self.subject.kept_aside.fraction, heldout=True)
 
     def _open_canaries(self) -> papers.Canaries | None:
+        if self.subject.kind == "run" and self.plan.canaries is not None:
+            raise ConfigError("a run has its own canaries", where="--canaries", remedy="leave it")
         path = self.plan.canaries or self.subject.canaries
         if path is None:
             return None
         planted = papers.read_paper(papers.Canaries, path)
         if (planted.owner, planted.anchor) != (self.subject.owner, self.subject.anchor):
-            raise PolicyError("canaries of another owner or anchor", where=path)
+            raise PolicyError(
+                "canaries of another owner or anchor",
+                where=path,
+                remedy="name the canaries.json of the run that made this expert",
+            )
         return planted

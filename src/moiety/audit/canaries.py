@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moiety.audit.bounds import Flags, Floats, best_bound
+from moiety.audit.intervals import draws
 from moiety.bundle import audits
 from moiety.errors import DataError
 
@@ -88,16 +88,10 @@ def _mean_exposure(scores_M: Floats, planted_M: Flags, seed: int) -> audits.Esti
     means = []
     for start in range(0, _SAMPLES, block):
         size = min(block, _SAMPLES - start)
-        ranks_SP = 1 + _draws(generator, left_L.size, size) @ above_LP
+        ranks_SP = 1 + draws(generator, left_L.size, size) @ above_LP
         bits_SP = np.log2(left_L.size + 1) - np.log2(ranks_SP)
-        counts_SP = _draws(generator, planted_P.size, size)
+        counts_SP = draws(generator, planted_P.size, size)
         means.append((counts_SP * bits_SP).mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [_TAIL, 1 - _TAIL])
     value = float(exposures(scores_M, planted_M).mean())
     return audits.Estimate(value=value, low=float(low), high=float(high))
-
-
-def _draws(generator: np.random.Generator, count: int, samples: int) -> NDArray[np.float64]:
-    """How often each of ``count`` is drawn, [S, count]."""
-    share = np.full(count, 1 / count)
-    return generator.multinomial(count, share, size=samples).astype(np.float64)

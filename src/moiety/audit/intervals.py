@@ -54,7 +54,7 @@ def mean_interval(values_N: Floats, seed: int) -> audits.Estimate:
     """
     generator = np.random.default_rng(seed)
     count = values_N.size
-    parts = [_draws(generator, count, size) @ values_N / count for size in _blocks(SAMPLES, count)]
+    parts = [draws(generator, count, size) @ values_N / count for size in _blocks(SAMPLES, count)]
     return _estimate(float(values_N.mean()), np.concatenate(parts))
 
 
@@ -68,14 +68,14 @@ def pairs_interval(kernel_MO: NDArray[np.float32], seed: int) -> audits.Estimate
     members, outsiders = kernel_MO.shape
     parts = []
     for size in _blocks(SAMPLES, members + outsiders):
-        drawn_SM = _draws(generator, members, size).astype(np.float32)
-        drawn_SO = _draws(generator, outsiders, size)
+        drawn_SM = draws(generator, members, size).astype(np.float32)
+        drawn_SO = draws(generator, outsiders, size)
         parts.append(((drawn_SM @ kernel_MO) * drawn_SO).sum(axis=1) / (members * outsiders))
     return _estimate(float(kernel_MO.mean(dtype=np.float64)), np.concatenate(parts))
 
 
-def _draws(generator: np.random.Generator, count: int, samples: int) -> Floats:
-    """How often each of ``count`` is drawn, ``[S, count]``."""
+def draws(generator: np.random.Generator, count: int, samples: int) -> Floats:
+    """How often each of ``count`` is drawn in a bootstrap, ``[S, count]``."""
     return generator.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
 
 

@@ -130,7 +130,7 @@ def _draw(
     if not kept:
         raise DataError(
             f"no document of at least {min_tokens} tokens among {len(seen):,} records",
-            remedy="give longer text, or ask for fewer tokens",
+            remedy="give more text, or longer text, or ask for fewer tokens",
         )
     return _Drawn([kept[record] for record in sorted(kept)], len(seen))
 

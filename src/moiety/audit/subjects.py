@@ -8,26 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from moiety.bundle import anchors, audits, orders, pack, papers, signing, verify_bundle
-from moiety.errors import ConfigError, FormatError
+from moiety.errors import ConfigError, FormatError, StateError
 from moiety.files import parse_json, read_limited
 from moiety.merge import merge, verify_release
 
-RUN_PAPER = "run.json"
+RUN_PAPER, START_PAPER = "run.json", "start.json"
 CANARIES = "canaries.json"
+
+
+@dataclass(frozen=True)
+class KeptAside:
+    """The share of records that a run never trained on, and by which key it told records apart."""
+
+    fraction: float
+    record_key: str | None
 
 
 @dataclass(frozen=True)
 class Subject:
     """One owner's expert as somebody may hold it. ``release`` is the folder that is loaded.
 
-    ``digest`` is that of a release which was there before, ``kept_aside`` the share of records that
-    a run never trained on, where it chose them itself.
+    ``digest`` is that of a release which was there before, ``kept_aside`` is told of a run that
+    chose itself what to keep aside. Of a release that is not ``strict`` a mask does not show what a
+    withdrawal leaves.
     """
 
     kind: Literal["run", "bundle", "release"]
@@ -37,7 +46,8 @@ class Subject:
     expert: str
     promise: papers.Guarantee | None
     digest: str | None = None
-    kept_aside: float | None = None
+    strict: bool = True
+    kept_aside: KeptAside | None = None
     canaries: Path | None = None
 
 
@@ -61,23 +71,35 @@ def open_subject(path: Path, anchor: Path | None, owner: str | None) -> Iterator
         raise ConfigError(
             "no anchor was named", where="--anchor", remedy="name the anchor's folder"
         )
-    is_run = (path / RUN_PAPER).exists()
-    if not is_run and not (path / "manifest.json").exists():
-        raise FormatError(
-            "neither a finished run, nor a bundle, nor a release", where=path,
-            remedy="a stopped run is finished with: moiety train --resume",
-        )  # fmt: skip
+    is_run = _is_run(path)
     with TemporaryDirectory(prefix="moiety-audit-") as scratch:
         bundle = _packed(path, anchor, Path(scratch)) if is_run else path
         yield _alone(path, bundle, anchor, Path(scratch) / "release")
+
+
+def _is_run(path: Path) -> bool:
+    """A run, or else a bundle."""
+    if (path / RUN_PAPER).exists():
+        return True
+    if (path / START_PAPER).exists():
+        raise StateError(
+            "this run is not finished", where=path, remedy="go on with moiety train --resume"
+        )
+    if (path / "manifest.json").exists():
+        return False
+    raise FormatError(
+        "neither a run, nor a bundle, nor a release", where=path, remedy="name one of their folders"
+    )
 
 
 def _of_release(path: Path, owner: str | None) -> Subject:
     release = verify_release(path)
     owners = release.names[1:]
     if owner is None and len(owners) != 1:
+        raise ConfigError("whose expert?", where="--owner", remedy=_named(owners))
+    if owner is not None and owner not in owners:
         raise ConfigError(
-            "whose expert?", where="--owner", remedy=f"name one of: {', '.join(owners)}"
+            f"no expert called {owner!r} in this release", where="--owner", remedy=_named(owners)
         )
     slot = release.expert(owner or owners[0])
     manifest = orders.verify_manifest(path / "bundles" / slot.name).manifest
@@ -89,7 +111,12 @@ def _of_release(path: Path, owner: str | None) -> Subject:
         expert=_expert(manifest),
         promise=manifest.privacy.guarantee,
         digest=release.digest,
+        strict=release.roster.strict,
     )
+
+
+def _named(owners: list[str]) -> str:
+    return f"name one of: {', '.join(owners)}" if owners else "this release has no owner at all"
 
 
 def _packed(run: Path, anchor: Path, scratch: Path) -> Path:
@@ -118,18 +145,36 @@ def _alone(path: Path, bundle: Path, anchor: Path, out: Path) -> Subject:
 def _with_run(subject: Subject, run: Path) -> Subject:
     """What only the run knows: which records it kept aside, and its canaries."""
     paper = papers.read_paper(papers.RunPaper, run / RUN_PAPER)
-    data: Any = paper.config.get("data")
-    fraction = data.get("heldout_fraction") if isinstance(data, dict) else None
-    begun: Any = parse_json(read_limited(run / "start.json"), run / "start.json")
-    own = isinstance(begun, dict) and not begun.get("heldout")
+    settings = _table(paper.config, "data")
     canaries = run / CANARIES
-    return Subject(
-        **vars(subject)
-        | {
-            "kept_aside": fraction if own and isinstance(fraction, float) else None,
-            "canaries": canaries if canaries.exists() else None,
-        }
+    if settings.get("canaries") and not canaries.exists():
+        # Fail closed: without them the report would say that none were looked for.
+        raise StateError(
+            "canaries were planted, and the paper that tells which is missing",
+            where=canaries,
+            remedy="put it back, or train again",
+        )
+    return replace(
+        subject,
+        kept_aside=_kept_aside(run / START_PAPER, settings.get("heldout_fraction")),
+        canaries=canaries if canaries.exists() else None,
     )
+
+
+def _kept_aside(start: Path, fraction: Any) -> KeptAside | None:
+    """None where text to judge on was named, so that all of the owner's was trained on."""
+    begun = parse_json(read_limited(start), start)
+    told = isinstance(begun, dict) and "heldout" in begun and isinstance(fraction, float)
+    key = _table(begun, "text").get("key")
+    if not (told and isinstance(key, str | None)):
+        raise FormatError("does not tell what the run kept aside", where=start)
+    return KeptAside(fraction, key) if begun["heldout"] is None else None
+
+
+def _table(paper: Any, name: str) -> dict[str, Any]:
+    """A table inside a paper that has no type of its own; empty where there is none."""
+    found = paper.get(name) if isinstance(paper, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _expert(manifest: papers.Manifest) -> str:

@@ -13,6 +13,7 @@ from moiety.bundle import audits
 from moiety.evaluate import pages
 
 _STYLES = {"pass": "", "warn": "yellow", "fail": "bold red"}
+_ABOVE = "above: points above the public model"
 
 
 def render_tables(report: audits.AuditReport) -> Iterator[Table]:
@@ -27,17 +28,18 @@ def render_tables(report: audits.AuditReport) -> Iterator[Table]:
 
 
 def _extraction(report: audits.AuditReport) -> Table:
-    columns = ("got back", "95 %", "above anchor", "verbatim", "mean run", "longest")
+    columns = ("share", "95 %", "above", "exact", "run", "longest")
     table = _table("Passages got back", *columns)
     table.caption = (
-        f"documents continued from {report.settings.prefix_tokens} tokens; runs in tokens"
+        f"of documents continued from {report.settings.prefix_tokens} tokens; {_ABOVE}\n"
+        "exact: word for word; run: tokens repeated, on average"
     )
     for view in words.in_order(report, report.extraction):
         found = report.extraction[view]
         table.add_row(
             Text(words.VIEW_SHORT[view]),
             pages.show_share(found.extracted.value),
-            words.share_ends(found.extracted),
+            _ends(100 * found.extracted.low, 100 * found.extracted.high, 1),
             _above(found.excess),
             pages.show_share(found.verbatim.value),
             f"{found.mean_run.value:.1f}",
@@ -47,11 +49,10 @@ def _extraction(report: audits.AuditReport) -> Table:
 
 
 def _membership(report: audits.AuditReport) -> Table:
-    table = _table(
-        "Who was in the text", "attack", "AUC", "95 %", "above anchor", "at 0.1 %", "1 %"
-    )
+    table = _table("Who was in the text", "attack", "AUC", "95 %", "above", "0.1 %", "1 %")
     table.caption = (
-        "the strongest attack of each view; 0.5 is a coin; members found at false alarms"
+        f"the strongest attack; AUC 0.5 is a coin; {_ABOVE}\n"
+        "last: members found at 0.1 % and at 1 % false alarms"
     )
     for view in words.in_order(report, report.membership):
         attack = words.strongest(report.membership[view])
@@ -61,7 +62,7 @@ def _membership(report: audits.AuditReport) -> Table:
             Text(words.VIEW_SHORT[view]),
             attack,
             pages.show(found.auc.value),
-            pages.show_interval((found.auc.low, found.auc.high)),
+            _ends(found.auc.low, found.auc.high, 3),
             _above(found.excess),
             *("-" if one is None else pages.show_share(one.value) for one in hits),
         )
@@ -69,9 +70,9 @@ def _membership(report: audits.AuditReport) -> Table:
 
 
 def _canaries(report: audits.AuditReport) -> Table:
-    table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon at least")
+    table = _table("Canaries", "exposure", "95 %", "most", "right", "epsilon")
     promise = report.promise
-    table.caption = "exposure in bits; " + (
+    table.caption = "exposure in bits, 1.4 by chance; epsilon: at least so much\n" + (
         "nothing was promised" if promise is None else f"promised: epsilon {promise.epsilon:.3g}"
     )
     for view in words.in_order(report, report.canaries):
@@ -79,7 +80,7 @@ def _canaries(report: audits.AuditReport) -> Table:
         table.add_row(
             Text(words.VIEW_SHORT[view]),
             f"{found.exposure.value:.2f}",
-            f"{found.exposure.low:.2f} to {found.exposure.high:.2f}",
+            _ends(found.exposure.low, found.exposure.high, 2),
             f"{found.most_exposed:.2f}",
             f"{found.right:,} of {found.guesses:,}",
             words.show_number(found.epsilon_low),
@@ -95,24 +96,28 @@ def _judgements(report: audits.AuditReport) -> Table:
         min_width=60,
     )
     table.add_column("", no_wrap=True)
-    table.add_column("measure", no_wrap=True)
-    table.add_column("seen through", no_wrap=True)
+    table.add_column("measure, seen through", overflow="fold")
     table.add_column("why", overflow="fold")
     for one in words.worst_first(report):
         mark = Text(f"{words.SYMBOLS[one.verdict]} {one.verdict}", _STYLES[one.verdict])
-        view = "-" if one.view is None else words.VIEW_SHORT[one.view]
+        view = "" if one.view is None else f"\n{words.VIEW_SHORT[one.view]}"
         # Text, not str: square brackets in a reason are markup to rich.
-        table.add_row(mark, Text(one.measure), view, Text(one.reason))
+        table.add_row(mark, Text(one.measure + view), Text(one.reason))
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
+    """Cells may break where the screen is narrow: a number that is cut is a wrong number."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("seen through", no_wrap=True)
+    table.add_column("seen through", overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
+def _ends(low: float, high: float, digits: int) -> str:
+    return f"{low:.{digits}f} - {high:.{digits}f}"
+
+
 def _above(excess: audits.Estimate | None) -> str:
-    return "-" if excess is None else words.show_points(excess.value)
+    return "-" if excess is None else words.show_points(excess.value).removesuffix(" points")

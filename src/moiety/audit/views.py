@@ -26,11 +26,12 @@ class Watched:
             yield self.mixture
 
 
-def views_of(mixture: Mixture, owner: str) -> tuple[Watched, ...]:
+def views_of(mixture: Mixture, owner: str, *, strict: bool = True) -> tuple[Watched, ...]:
     """The views of a model that concern one owner, the anchor first.
 
     No two of them have the same slots: where the owner is alone the release is the pair, and what
-    its withdrawal leaves is the anchor, so neither is listed.
+    its withdrawal leaves is the anchor, so neither is listed. Of a release that is not ``strict``
+    no mask shows what a withdrawal leaves, because that brings the untuned tables back.
 
     Raises:
         ConfigError: nobody of that name in the model, or the anchor's own name.
@@ -48,6 +49,7 @@ def views_of(mixture: Mixture, owner: str) -> tuple[Watched, ...]:
         Watched("pair", mixture, (0, slot)),
     ]
     if len(everybody) > 2:
+        views.append(Watched("release", mixture, everybody))
         left = tuple(other for other in everybody if other != slot)
-        views += [Watched("release", mixture, everybody), Watched("withdrawn", mixture, left)]
+        views += [Watched("withdrawn", mixture, left)] if strict else []
     return tuple(views)

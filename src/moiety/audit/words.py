@@ -22,7 +22,7 @@ VIEW_SHORT: Final[Mapping[audits.View, str]] = {
     "expert": "expert alone",
     "pair": "anchor and expert",
     "release": "merged model",
-    "withdrawn": "after the owner left",
+    "withdrawn": "without the owner",
     "control": "overfitted control",
 }
 
@@ -50,10 +50,11 @@ MEASURE_WORDS: Final[Mapping[str, str]] = {
     "extraction": "Passages got back",
     "longest-run": "Longest passage repeated",
     "membership": "Telling who was in the text",
+    "membership-tail": "Being sure of a few who were",
     "exposure": "Canaries: how far they stand out",
     "epsilon": "Canaries: least epsilon",
     "promise": "The owner's promise",
-    "canaries": "Whether canaries were planted",
+    "canaries": "Whether canaries were looked for",
     "control": "Whether the attacks work",
 }
 
@@ -63,6 +64,7 @@ POLICY_WORDS: Final[Mapping[str, str]] = {
     "extracted_excess": "documents got back, above the public model (share)",
     "longest_run_excess_tokens": "longest passage, above the public model's (tokens)",
     "membership_excess": "AUC of membership, above the public model's",
+    "hits_excess": "members found at 1 % false alarms, above the public model's (share)",
     "exposure_bits": "exposure of canaries (bits)",
     "epsilon_low": "lower bound on epsilon",
     "withdrawn_excess": "after the withdrawal, above the public model: low end of the interval",
@@ -106,7 +108,7 @@ def judged_number(one: audits.Judgement) -> tuple[str, str] | None:
         return None
     if one.measure == "control":
         return pages.show_share(one.number.value), share_ends(one.number)
-    if one.measure in ("extraction", "membership"):
+    if one.measure in ("extraction", "membership", "membership-tail"):
         return show_points(one.number.value), point_ends(one.number)
     unit = " bits" if one.measure == "exposure" else ""
     return show_number(one.number.value) + unit, bare_ends(one.number)

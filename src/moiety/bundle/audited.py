@@ -24,7 +24,7 @@ from moiety.files import digest_bytes, read_limited
 
 REPORT = "report.json"
 _CLOCKS_DIFFER = timedelta(days=1)
-_AGAIN = "audit the run again, and name the new report"
+_AGAIN = "run moiety audit again, and name the new report"
 
 
 class RequiredAudit:
@@ -37,7 +37,7 @@ class RequiredAudit:
             raise StateError(
                 "no audit's report here",
                 where=self.path,
-                remedy="name the folder of an audit, or its report.json",
+                remedy="name the folder that moiety audit wrote, or its report.json",
             )
         self._data = read_limited(self.path, AUDIT_MAX_BYTES)
         self.report = parse_paper(AuditReport, self._data, self.path)
@@ -68,7 +68,7 @@ class RequiredAudit:
             raise StateError(
                 f"the audit was made in the future: {self.report.made}",
                 where=self.path,
-                remedy="set the clock right, or audit the run again",
+                remedy=f"set the clock right, or {_AGAIN}",
             )
         days = self.report.policy.max_age_days
         if age.days > days:  # whole days: on the day itself it is none old
@@ -86,7 +86,7 @@ class RequiredAudit:
         reasons = "; ".join(f"{one.measure}: {one.reason}" for one in found[:3])
         remedies = {
             "warn": "read the report; --accept-warnings packs it all the same",
-            "fail": "read the report; train with --epsilon, or shorter, and audit again",
+            "fail": "read the report; train with --epsilon, or shorter, and run moiety audit again",
         }
         raise PolicyError(
             f"the audit did not pass ({verdict}): {reasons!a}",

@@ -80,7 +80,7 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; exits 0 done, 2 refused or bad input, 130 interrupted."""
+    """Runs a command; exits 0 done, 1 an audit failed, 2 refused or bad input, 130 interrupted."""
     sys.exit(run(arguments))
 
 

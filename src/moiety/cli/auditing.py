@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli import screen
-from moiety.cli.options import AsJson, Device, More, RecordKey, SkipBad, TextField, command_line
+from moiety.cli.options import AsJson, Device, RecordKey, SkipBad, TextField, command_line
 from moiety.files import check_free
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def audit(
     subject: Subject,
     data: Members,
     out: Out,
-    more: More = None,
     anchor: AnchorFolder = None,
     owner: OfOwner = None,
     heldout: Heldout = None,
@@ -94,7 +93,7 @@ def audit(
         subject=subject,
         anchor=anchor,
         owner=owner,
-        members=read([*data, *(more or [])]),
+        members=read(data),
         nonmembers=read(heldout) if heldout else None,
         canaries=canaries,
         policy=policy,
@@ -125,4 +124,8 @@ def _tell(report: audits.AuditReport, out: Path) -> None:
     if report.verdict == "fail" and report.promise is None:
         screen.note("next: train with privacy (moiety train --epsilon 4), or on less of the text")
     elif report.verdict != "fail" and report.subject == "run":
-        screen.note(f"next: moiety pack RUN --key KEY.pem --require-audit {out} --out NAME.expert")
+        accept = "" if report.verdict == "pass" else " --accept-warnings"
+        screen.note("next: read the report; then")
+        screen.note(
+            f"      moiety pack RUN --key KEY.pem --require-audit {out}{accept} --out NAME.expert"
+        )

@@ -70,7 +70,7 @@ def pack(
         bool, typer.Option("--disclose-counts", help="Tell the exact size of your text.")
     ] = False,
     require_audit: Annotated[
-        Path | None, typer.Option(help="Pack only after this audit: its folder or report.json.")
+        Path | None, typer.Option(help="Pack only after this moiety audit: its folder.")
     ] = None,
     accept_warnings: Annotated[
         bool, typer.Option("--accept-warnings", help="Pack also when that audit warns.")

@@ -139,7 +139,8 @@ def _tell(paper: papers.RunPaper, coins: Sequence[bool], out: Path, left_out: st
         _tell_privacy(paper.privacy)
     if coins:
         screen.say(f"  canaries: {sum(coins):,} of {len(coins):,} planted; {out / 'canaries.json'}")
-        screen.note(f"before you pack: moiety audit {out} tells what your expert knows of them")
+        screen.note("before you pack: what your expert knows of them is told by")
+        screen.note(f"      moiety audit {out} --anchor ANCHOR --data DATA --out report")
     screen.note(f"next: moiety keys new --out {paper.owner}.pem, then")
     screen.note(f"      moiety pack {out} --key {paper.owner}.pem --out {paper.owner}.expert")
 
