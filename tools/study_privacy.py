@@ -24,20 +24,20 @@ from moiety.bundle import papers
 from moiety.bundle.audits import AUDIT_MAX_BYTES, AuditReport
 from moiety.evaluate import figures
 
-EPSILONS = ("1", "2", "4", "8", "16", "none")
+EPSILONS = ("8", "none", "2", "16", "1", "4")
 LOW_RANK = 4
 CANARIES = 256
 PRIVATE = {
     "batch.windows": "292",
     "batch.micro_windows": "16",
     "data.public_share": "0.125",
-    "budget.tokens": "4485120",
+    "budget.tokens": "1495040",
     "budget.judge_every": "1000",
 }
-ORDINARY = {"budget.tokens": "819200", "budget.judge_every": "1000"}
+ORDINARY = {"budget.tokens": "1495040", "budget.judge_every": "1000"}
 OF_KIND = {
-    "full": {"privacy.clip_norm": "0.1", "optim.learning_rate": "5e-4"},
-    "low": {"privacy.clip_norm": "0.02", "optim.learning_rate": "3e-3"},
+    "full": {"privacy.clip_norm": "0.1", "optim.learning_rate": "2e-3"},
+    "low": {"privacy.clip_norm": "0.02", "optim.learning_rate": "3e-2"},
 }
 
 
@@ -66,7 +66,7 @@ class Cell:
 
 def main() -> None:
     options = parse_options()
-    cells = [Cell(e, rank) for rank in (None, LOW_RANK) for e in options.epsilons.split(",")]
+    cells = [Cell(e, rank) for e in options.epsilons.split(",") for rank in (None, LOW_RANK)]
     if options.only:
         cells = [cell for cell in cells if cell.name in options.only.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,17 @@ def audit(cell: Cell, options: argparse.Namespace, core: int) -> None:
         return
     words = ["audit", str(options.out / "runs" / cell.name), "--anchor", str(options.anchor)]
     words += ["--data", text(options, "train"), "--heldout", text(options, "test")]
-    words += ["--documents", "20", "--samples", "2", "--no-control", "--out", str(report)]
+    words += [
+        "--documents",
+        "20",
+        "--samples",
+        "2",
+        "--tokens",
+        "32",
+        "--no-control",
+        "--out",
+        str(report),
+    ]
     moiety(words, options.out / f"{cell.name}.log", core, fine=(0, 1))
 
 

@@ -16,7 +16,13 @@ from tokenizers import Tokenizer
 
 from moiety.audit.canaries import canary_finding
 from moiety.audit.control import ControlSettings, make_control
-from moiety.audit.extraction import ExtractionSettings, Longs, extract, extraction_of
+from moiety.audit.extraction import (
+    ExtractionResults,
+    ExtractionSettings,
+    Longs,
+    extract,
+    extraction_of,
+)
 from moiety.audit.intervals import Floats
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages, token_scores
@@ -33,6 +39,9 @@ MEMBER_TOKENS: Final = 256
 """A document is told from others by its first tokens, at most so many (and the positions)."""
 
 CANARY_BATCH: Final = 16
+
+CONTROL_DOCUMENTS: Final = 32
+"""A control learns so many of the attacked documents: enough to see the attack work."""
 
 _DELTA: Final = 1e-5
 """What a bound on epsilon allows for where no delta was promised."""
@@ -163,16 +172,16 @@ class _Attack:
 
     def extraction(self) -> dict[audits.View, audits.Extraction]:
         """Documents got back through every view, and through one that knows them by heart."""
-        views = [*self.views, *(self._control() if self.plan.control else ())]
         results = {
             view.name: extract(view, self.documents, self.separator, self.how)
-            for view in self._told("getting documents back", views)
+            for view in self._told("getting documents back", self.views)
         }
         anchor = results["anchor"]
-        return {
-            name: extraction_of(found, None if name == "anchor" else anchor, self.plan.seed)
-            for name, found in results.items()
+        found = {
+            name: extraction_of(one, None if name == "anchor" else anchor, self.plan.seed)
+            for name, one in results.items()
         }
+        return found | (self._control(anchor) if self.plan.control else {})
 
     def membership(self) -> dict[audits.View, dict[audits.Attack, audits.Membership]]:
         """Documents that were trained on told from others, through every view."""
@@ -192,9 +201,8 @@ class _Attack:
         """Canaries found through every view but the anchor, which nothing was planted in."""
         if self._planted is None:
             return {}
-        texts = [self._encoded(text) for text in self._planted.texts]
         nats = {
-            view.name: self._nats(view, texts)
+            view.name: self._nats(view, self._planted.texts)
             for view in self._told("finding canaries", self.views)
         }
         promise = self.subject.promise
@@ -213,28 +221,38 @@ class _Attack:
             yield view
             self._done += 1
 
-    def _control(self) -> tuple[Watched]:
+    def _control(self, anchor: ExtractionResults) -> dict[audits.View, audits.Extraction]:
+        """What comes back from a model that knows the documents by heart."""
         if self._watch is not None:
             self._watch("overfitting a control", self._done, self._parts)
+        documents = self.documents[:CONTROL_DOCUMENTS]
         made = make_control(
             self.subject.release,
-            list(self.documents),
+            list(documents),
             self.separator,
             ControlSettings(seed=self.plan.seed),
             device=self.plan.device,
         )
-        return (made.view,)
+        results = extract(made.view, documents, self.separator, self.how)
+        self._done += 1
+        same = anchor.first(len(documents))
+        return {"control": extraction_of(results, same, self.plan.seed)}
 
     def _groups(self) -> tuple[Sequence[Passage], Sequence[Passage]]:
         return self.members, self.outsiders
 
-    def _nats(self, view: Watched, texts: Sequence[Longs]) -> Floats:
+    def _nats(self, view: Watched, texts: Sequence[str]) -> Floats:
+        """What each text costs above its words in reverse: what is known of their order alone."""
+        back = [" ".join(reversed(text.split(" "))) for text in texts]
+        encoded = [self._encoded(text) for text in (*texts, *back)]
         sums = [
             -float(logs.sum())
-            for at in range(0, len(texts), CANARY_BATCH)
-            for logs, _ in token_scores(view, texts[at : at + CANARY_BATCH], self.separator)
+            for at in range(0, len(encoded), CANARY_BATCH)
+            for logs, _ in token_scores(view, encoded[at : at + CANARY_BATCH], self.separator)
         ]
-        return np.array(sums)
+        nats_M = np.array(sums)
+        forth: Floats = nats_M[: len(texts)] - nats_M[len(texts) :]
+        return forth
 
     def _encoded(self, text: str) -> Longs:
         document = tokenizer.Document(text, record="", where="canaries")

@@ -57,7 +57,7 @@ def _check_shares(*estimates: Estimate | None) -> None:
 class Extraction(Paper):
     """Documents got back from their beginnings, under one view.
 
-    ``extracted`` is the share of documents of which some sample comes close enough, ``verbatim`` of
+    ``extracted`` is the share of documents of which some try comes close enough, ``verbatim`` of
     which the greedy continuation is the document itself. Runs are the longest stretch that greedy
     continuation and document share, in tokens. ``excess`` is ``extracted`` minus the anchor's, on
     the same documents.

@@ -44,7 +44,7 @@ PROXIES_MAX_BYTES = 2 * 2**20
 MAX_PROXIES = 16_384
 """Documents of the public sample that one owner may name: their digests take 1.1 MB."""
 
-MAX_CANARIES = 100_000
+MAX_CANARIES = 10_000
 """As many texts of 64 words as one paper holds."""
 
 MIN_PROXIES = 2

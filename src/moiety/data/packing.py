@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,15 +40,16 @@ def pack_text(
     separator: int,
     align: bool,
     by_record: bool = False,
-    planted: Mapping[str, str] | None = None,
+    planted: Sequence[tuple[str, str]] = (),
     progress: Progress | None = None,
 ) -> PackedText:
     """Tokenizes documents into a new folder, which appears whole or not at all.
 
     With ``align`` each document begins on a window's border, so that no window mixes documents;
     with ``by_record`` each record does, its documents side by side, so that no window mixes
-    records; without either they follow each other directly. ``planted`` are more texts, by the name
-    of their record, spread evenly among the documents. ``progress`` hears the bytes of text done.
+    records; without either they follow each other directly. ``planted`` are more texts, each behind
+    the name of its record, spread evenly among the documents. ``progress`` hears the bytes of text
+    done.
 
     Raises:
         DataError: no document, or (unaligned) fewer tokens than one window.
@@ -59,7 +60,7 @@ def pack_text(
     with new_folder(folder) as new, PackedWriter(new, layout) as writer:
         for text in _encode(documents, encoder, progress):
             writer.add(text)
-        full = _strewn(writer, planted or {}, encoder)
+        full = _strewn(writer, planted, encoder)
         (_gathered(full) if by_record else full).finish()
     return PackedText.open(folder)
 
@@ -73,15 +74,15 @@ def pack_split(
     separator: int,
     heldout_fraction: float = 0.05,
     by_record: bool = False,
-    planted: Mapping[str, str] | None = None,
+    planted: Sequence[tuple[str, str]] = (),
     progress: Progress | None = None,
 ) -> tuple[PackedText, PackedText]:
     """Packs ``train/`` (together, or by record) and ``heldout/`` (aligned).
 
     Each record goes whole to the side that the hash of its name says, whatever the order of the
     files. If that leaves a side empty, the record whose hash lies nearest the border moves there.
-    ``planted`` are more texts, by the name of their record: they all go to train, spread evenly
-    among its documents, and change nothing about the sides.
+    ``planted`` are more texts, each behind the name of its record: they all go to train, spread
+    evenly among its documents, and change nothing about the sides.
 
     Raises:
         ConfigError: a fraction that is not between 0 and 1.
@@ -106,7 +107,7 @@ def pack_split(
         elif train.num_documents == 0:
             heldout = stack.enter_context(_move_record(heldout, train, position=-1))
         # Last, so that no planted record can be the one that moves.
-        train = stack.enter_context(_strewn(train, planted or {}, encoder))
+        train = stack.enter_context(_strewn(train, planted, encoder))
         (_gathered(train) if by_record else train).finish()
         heldout.finish()
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
@@ -153,7 +154,7 @@ def _move_record(full: PackedWriter, empty: PackedWriter, *, position: int) -> P
 
 
 def _strewn(
-    writer: PackedWriter, planted: Mapping[str, str], encoder: PlainEncoder
+    writer: PackedWriter, planted: Sequence[tuple[str, str]], encoder: PlainEncoder
 ) -> PackedWriter:
     """The same text with others among its documents, as far apart as can be, none before the first.
 
@@ -162,7 +163,7 @@ def _strewn(
     total = writer.num_documents
     if not planted or total == 0:
         return writer
-    documents = [Document(text, record, record) for record, text in planted.items()]
+    documents = [Document(text, record, record) for record, text in planted]
     others = list(_encode(documents, encoder, None))
 
     def arranged(folder: Path) -> Iterator[EncodedText]:

@@ -28,6 +28,13 @@ CANARIES_PAPER = "canaries.json"
 LEAST_WORDS = 256
 """Words that a vocabulary must have for canaries to be made of them."""
 
+WORDS = 64
+CYCLE = 3
+"""A canary says three words over and over: which word follows which is what can be remembered."""
+
+COPIES = 8
+"""Documents of a planted canary's record, all the same: a record that repeats itself tells more."""
+
 _COINS, _WORDS = 1, 2
 _WHOLE_WORD = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
 """How byte-level and SentencePiece vocabularies write a word behind a space."""
@@ -70,36 +77,44 @@ def make_canaries(
     count, length = config.data.canaries, config.data.canary_tokens
     name = int(digest_bytes(owner.encode())[:16], 16)
     coins, draws = (np.random.default_rng([config.seed, which, name]) for which in (_COINS, _WORDS))
-    words = whole_words(tokenizer)
-    texts: dict[str, None] = {}  # in order, each once
+    words = rare_words(tokenizer)
+    texts: dict[frozenset[int], str] = {}  # in order, no two of the same words
     while len(texts) < count:
-        texts[" ".join(words[at] for at in draws.integers(len(words), size=length))] = None
+        cycle = draws.permutation(len(words))[:CYCLE].tolist()
+        text = " ".join(words[cycle[at % CYCLE]] for at in range(length))
+        texts.setdefault(frozenset(cycle), text)
     planted = coins.integers(2, size=count).astype(bool).tolist()
     return papers.Canaries(
-        owner=owner, anchor=anchor_digest, texts=tuple(texts), planted=tuple(planted)
+        owner=owner, anchor=anchor_digest, texts=tuple(texts.values()), planted=tuple(planted)
     )
 
 
-def whole_words(tokenizer: Tokenizer) -> list[str]:
-    """What canaries are made of: the vocabulary's words of three letters and more, sorted.
+def rare_words(tokenizer: Tokenizer) -> list[str]:
+    """What canaries are made of: the ``WORDS`` whole words that the vocabulary learned last.
 
-    A small vocabulary has few. Then they are all words of three letters, of several tokens each.
+    Few words, so that an owner's table of evidence counts them as the owner's: what the routing
+    leaves to the anchor teaches an expert nothing. A small vocabulary has none to spare. Then they
+    are words of three letters, of several tokens each.
     """
-    found = {match[1] for match in map(_WHOLE_WORD.fullmatch, tokenizer.get_vocab()) if match}
+    numbered = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    words = [match[1] for _, token in numbered if (match := _WHOLE_WORD.fullmatch(token))]
+    found = list(dict.fromkeys(reversed(words)))
     if len(found) < LEAST_WORDS:
-        return ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
-    return sorted(found)
+        every = ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
+        return every[:: len(every) // WORDS][:WORDS]
+    return found[:WORDS]
 
 
-def planted_records(paper: papers.Canaries | None) -> dict[str, str]:
-    """The texts that are trained on, by the name of their record.
+def planted_records(paper: papers.Canaries | None) -> tuple[tuple[str, str], ...]:
+    """What is trained on beside the owner's text: (record, text), ``COPIES`` times each canary.
 
     The text's own digest is in the name: no record of the owner's can bear it by accident.
     """
     if paper is None:
-        return {}
-    return {
-        f"canary-{number:06d}-{digest_bytes(text.encode())}": text
+        return ()
+    once = [
+        (f"canary-{number:06d}-{digest_bytes(text.encode())}", text)
         for number, (text, planted) in enumerate(zip(paper.texts, paper.planted, strict=True))
         if planted
-    }
+    ]
+    return tuple(once * COPIES)

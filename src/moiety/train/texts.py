@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,12 @@ def prepare_texts(
     config: TrainConfig,
     folder: Path,
     skipped: Skipped,
-    planted: Mapping[str, str] | None = None,
+    planted: Sequence[tuple[str, str]] = (),
 ) -> Texts:
     """Tokenises what is not there yet; a resumed run finds everything in place.
 
-    ``planted`` are canaries by the name of their record: they are trained on beside the own text.
+    ``planted`` are canaries, each behind the name of its record: they are trained on beside the own
+    text.
     """
     public = sample_sources(anchor)
     public_parts = prepare_text(anchor, public, None, config, folder / "public", Skipped())
@@ -65,7 +66,7 @@ def prepare_text(
     skipped: Skipped,
     *,
     by_record: bool = False,
-    planted: Mapping[str, str] | None = None,
+    planted: Sequence[tuple[str, str]] = (),
 ) -> tuple[PackedText, PackedText]:
     """One text, tokenised unless it is there: to train on, and to be judged on.
 
@@ -85,7 +86,7 @@ def _pack(
     folder: Path,
     skipped: Skipped,
     by_record: bool,
-    planted: Mapping[str, str] | None,
+    planted: Sequence[tuple[str, str]],
 ) -> None:
     tokenizer, separator = load_tokenizer(anchor)
     window = config.data.window_tokens
@@ -114,5 +115,5 @@ def _pack(
                 separator=separator,
                 align=part == "heldout",
                 by_record=by_record and part == "train",
-                planted=planted if part == "train" else None,
+                planted=planted if part == "train" else (),
             )
