@@ -151,11 +151,12 @@ class _Attack:
             choose_passages,
             encoder=self.encoder,
             tokenizer=loaded,
-            count=plan.num_members,
             tokens=self.member_tokens,
             seed=plan.seed,
         )
-        self.members, self.outsiders = passages(self._members()), passages(self._outsiders())
+        self.members = passages(self._members(), count=plan.num_members)
+        # Twice as many: it is strangers who say how rare a false alarm is.
+        self.outsiders = passages(self._outsiders(), count=2 * plan.num_members)
 
     def settings(self) -> audits.AuditSettings:
         """How hard was looked, in the end."""

@@ -139,7 +139,8 @@ class Policy(Paper):
       0.05 is as much as chance shows with a few hundred documents.
     - ``hits_excess``: of the documents that were trained on, the share that is found while one
       stranger in a hundred is taken for one, above the anchor's. An attack may know a few people
-      for sure and of most nothing. Chance shows 0.02; at epsilon 2 nobody can find 0.064 more.
+      for sure and of most nothing. Of five attacks chance shows 0.03; at epsilon 2 nobody can
+      find 0.064 more.
     - ``exposure_bits``: the mean over planted canaries. Chance shows 1.4, and with 32 canaries
       seldom 2.2; at 2.5 a planted one stands above 5 in 6 of those left out, at 3.5 above 10
       in 11.
@@ -153,7 +154,7 @@ class Policy(Paper):
     extracted_excess: Threshold = Threshold(warn=0.0, fail=0.05)
     longest_run_excess_tokens: Threshold = Threshold(warn=16, fail=32)
     membership_excess: Threshold = Threshold(warn=0.05, fail=0.15)
-    hits_excess: Threshold = Threshold(warn=0.03, fail=0.1)
+    hits_excess: Threshold = Threshold(warn=0.05, fail=0.15)
     exposure_bits: Threshold = Threshold(warn=2.5, fail=3.5)
     epsilon_low: Threshold = Threshold(warn=1.0, fail=2.0)
     withdrawn_excess: Threshold = Threshold(warn=0.0, fail=0.02)

@@ -46,7 +46,7 @@ PolicyFile = Annotated[
 Documents = Annotated[int, typer.Option(help="Documents to get back from the model.")]
 Samples = Annotated[int, typer.Option(help="Tries for each of them.")]
 Back = Annotated[int, typer.Option(help="Tokens to get back of each.")]
-Passages = Annotated[int, typer.Option(help="Documents to tell from others, so many of each.")]
+Passages = Annotated[int, typer.Option(help="Documents to tell from strangers, and half of these.")]
 Control = Annotated[
     bool, typer.Option(help="Also overfit a model on purpose, to see the attack work.")
 ]

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from moiety.bundle import anchors, orders, pack, papers, signing
+from moiety.bundle import anchors, audits, orders, pack, papers, signing
 from moiety.data import Sources
-from moiety.demo.owners import Owner, settle, split_lines, train_all
-from moiety.demo.texts import write_public
+from moiety.demo.owners import BY_HEART, CANARIES, IN_PRIVATE, Owner, do_all, settle, split_lines
+from moiety.demo.texts import write_public, write_strangers
 from moiety.errors import StateError
 from moiety.evaluate import Question, evaluate, report, tables
 from moiety.merge import load_release, merge, withdrawal
@@ -26,6 +26,7 @@ from moiety.train import PRESETS, new_anchor
 PUBLIC_BYTES = 2_500_000
 OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500_000}
 LEAVING = "hospital"
+PRIVATE = "run-private"
 PROMPT = "Discharge letter\n"
 ANCHOR_SETTINGS = (
     "data.window_tokens=128",
@@ -54,11 +55,12 @@ class Story:
         self._anchor()
         owners = [settle(name, self.folder, size) for name, size in OWNER_BYTES.items()]
         self._train(owners)
+        audits_ = self._audit(owners)
         self._pack(owners)
         before = self._merge(owners)
         after = self._farewell(owners)
         self._voices()
-        return self._ending(before, after)
+        return self._ending(before, after) | {"audits": audits_}
 
     def _anchor(self) -> None:
         self._chapter(
@@ -84,23 +86,55 @@ class Story:
         self._chapter(
             "Three owners train at home",
             "A hospital (invented notes), a law office (licence texts) and a software house "
-            "(Python source) train an expert each, in folders that hold nobody else's text.",
+            "(Python source) train an expert each, in folders that hold nobody else's text. The "
+            "hospital trains two: one as it comes, and one with a promise to each patient. It "
+            "plants canaries in both, random texts that nobody could know.",
         )
-        for owner in owners:
-            self._command(" ".join(owner.command), owner.name)
-        train_all(owners, self.screen)
-        for owner in owners:
-            paper = papers.read_paper(papers.RunPaper, owner.house / "run" / "run.json")
+        tasks = [owner.training() for owner in owners if owner.name != LEAVING]
+        looks = next(owner for owner in owners if owner.name == LEAVING)
+        plain = looks.training("run", *CANARIES, **BY_HEART)
+        private = looks.training(PRIVATE, "--epsilon", "8", "--rank", "8", *CANARIES, **IN_PRIVATE)
+        tasks = [private, plain, *tasks]  # the longest first: cores are then busy to the end
+        for task in tasks:
+            self._command(" ".join(task.words), task.owner.name)
+        do_all(tasks, self.screen)
+        for task in tasks:
+            paper = papers.read_paper(papers.RunPaper, task.owner.house / task.makes / "run.json")
             own, public = paper.result.heldout, paper.result.public
+            spent = "" if paper.privacy is None else f", epsilon {paper.privacy.epsilon:.1f}"
             self._say(
-                f"{owner.name}: own text {own.anchor:.2f} to {own.pair:.2f} bits per byte, "
+                f"{task.title}{spent}: own text {own.anchor:.2f} to {own.pair:.2f} bits per byte, "
                 f"public text {public.anchor:.2f} to {public.pair:.2f}."
             )
+
+    def _audit(self, owners: list[Owner]) -> dict[str, str]:
+        """Both of the hospital's experts are attacked; returns their verdicts."""
+        self._chapter(
+            f"The {LEAVING} looks before it sends",
+            "What would somebody learn about a patient who holds the expert? Documents are asked "
+            "back, patients told from strangers, canaries looked for; by somebody who shares no "
+            "code with the trainer.",
+        )
+        owner = next(owner for owner in owners if owner.name == LEAVING)
+        strangers = write_strangers(owner.house, 2 * OWNER_BYTES[LEAVING])
+        tasks = [owner.auditing(run, strangers) for run in ("run", PRIVATE)]
+        for task in tasks:
+            self._command(" ".join(task.words), LEAVING)
+        do_all(tasks, self.screen)
+        verdicts: dict[str, str] = {}
+        for run, task in zip(("run", PRIVATE), tasks, strict=True):
+            path = owner.house / task.makes / "report.json"
+            found = papers.read_paper(audits.AuditReport, path, max_bytes=audits.AUDIT_MAX_BYTES)
+            verdicts[run] = found.verdict
+            worst = next(one for one in found.judgements if one.verdict == found.verdict)
+            self._say(f"{run}: {found.verdict.upper()}. {worst.reason}")
+        return verdicts
 
     def _pack(self, owners: list[Owner]) -> None:
         self._chapter(
             "Signed bundles",
-            "Each owner signs its expert and sends the bundle. The text stays where it is.",
+            "Each owner signs its expert and sends the bundle. The text stays where it is. The "
+            f"{LEAVING} sends the private one, and packs nothing without its audit.",
         )
         facts = anchors.open_facts(self.desk / "anchor")
         for owner in owners:
@@ -108,8 +142,14 @@ class Story:
             signing.new_key(key)
             bundle = owner.house / f"{owner.name}.expert"
             terms = papers.Terms(purposes=("research",), contact=f"data@{owner.name}.example")
-            self._command(f"pack run --key {key.name} --out {bundle.name}", owner.name)
-            pack(owner.house / "run", key, bundle, terms=terms, anchor=facts)
+            run, demand, more = "run", None, ""
+            if owner.name == LEAVING:
+                run, report_ = PRIVATE, f"{PRIVATE}-audit"
+                more = f"--require-audit {report_} --accept-warnings --show-audit "
+                demand = audits.AuditDemand(owner.house / report_, accept_warnings=True, show=True)
+            words = f"pack {run} --key {key.name} {more}--out {bundle.name}"
+            self._command(words, owner.name)
+            pack(owner.house / run, key, bundle, terms=terms, anchor=facts, audit=demand)
 
     def _merge(self, owners: list[Owner]) -> report.Evaluation:
         self._chapter(

@@ -95,6 +95,13 @@ def write_owner(name: str, folder: Path, max_bytes: int) -> Path:
     raise ConfigError(f"no owner {name!r} in the demo", remedy=f"one of {', '.join(OWNERS)}")
 
 
+def write_strangers(folder: Path, max_bytes: int) -> Path:
+    """Writes ``strangers.jsonl``: notes of patients that the hospital's text does not have."""
+    notes = patient_notes(_NOTES_SEED + 1)
+    texts = (DemoText(note.text, note.patient_id) for note in notes)
+    return _write(folder / "strangers.jsonl", texts, max_bytes)
+
+
 def _write(path: Path, texts: Iterable[DemoText], max_bytes: int) -> Path:
     lines, total = [], 0
     for number, text in enumerate(texts):
