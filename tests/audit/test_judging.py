@@ -217,9 +217,9 @@ def hits(value, low=None, high=None):
     ("found", "verdict"),
     [
         (hits(about(0.03, 0.02)), "pass"),
-        (hits(about(0.045, 0.02)), "warn"),
-        (hits(about(0.1101, 0.01)), "fail"),
-        (hits(0.02, low=0.0, high=0.12), "warn"),
+        (hits(about(0.065, 0.02)), "warn"),
+        (hits(about(0.1601, 0.01)), "fail"),
+        (hits(0.02, low=0.0, high=0.17), "warn"),
         (membership(about(0.0, 0.01), hits={"0.001": None, "0.01": None}), "warn"),
     ],
     ids=["little", "some", "many", "wide interval", "too few to know"],
