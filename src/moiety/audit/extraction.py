@@ -69,8 +69,7 @@ class ExtractionResults:
 
     def first(self, count: int) -> ExtractionResults:
         """The same of the first so many documents."""
-        parts = (self.extracted, self.verbatim, self.runs)
-        return ExtractionResults(*(part[:count] for part in parts))
+        return ExtractionResults(self.extracted[:count], self.verbatim[:count], self.runs[:count])
 
 
 def extract(
