@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.audit import runs
 
-from moiety.audit import audit, pages
+from moiety.audit import audit, auditing, pages
 from moiety.audit.auditing import _Attack
 from moiety.audit.subjects import open_subject
 from moiety.bundle import audits, pack, papers, signing
@@ -120,6 +120,20 @@ def test_views_follow_from_what_is_audited(of_run, both, homes):
     assert of_run.release is None
     roster = (homes.folder / "release/roster.json").read_bytes()
     assert both.release == digest_bytes(roster)
+
+
+def test_a_control_learns_the_first_documents_alone(homes, monkeypatch):
+    monkeypatch.setattr(auditing, "CONTROL_DOCUMENTS", 2)
+    plan = runs.plan(homes.run("amy"), homes.text("amy"), homes.anchor, control=True, samples=1)
+    told = audit(plan)
+    assert {view: found.documents for view, found in told.extraction.items()} == {
+        "anchor": 4,
+        "expert": 4,
+        "pair": 4,
+        "control": 2,
+    }
+    (control,) = [one for one in told.judgements if one.measure == "control"]
+    assert "of 2 documents" in control.reason
 
 
 def test_run_bundle_and_release_name_the_expert_that_is_sent(homes, of_run, both):

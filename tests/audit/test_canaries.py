@@ -1,5 +1,7 @@
 """Exposure against a loop over ranks, its chance level against theory, its interval by coverage.
 
+What is known of an order is read from models that were made to know it, or the words alone.
+
 Legend: M canary, P planted, L left out.
 """
 
@@ -9,10 +11,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from tests import tiny
+from tests.audit.conftest import SEPARATOR
 
 from moiety.audit.bounds import best_bound
-from moiety.audit.canaries import canary_finding, exposures
+from moiety.audit.canaries import canary_finding, exposures, order_nats
+from moiety.audit.control import ControlSettings, make_control
+from moiety.audit.views import views_of
+from moiety.data import load_tokenizer
+from moiety.data.tokenizer import PlainEncoder
 from moiety.errors import DataError
+
+CYCLES = ["bak dum kel", "lor mip nat", "rus sot tib", "bem dof kug", "lan mer nis", "rol sab tud"]
+CANARIES = [" ".join((cycle.split(" ") * 4)[:10]) for cycle in CYCLES]
 
 
 def world(seed, count=60, remembered=0.0):
@@ -106,3 +118,59 @@ def test_lengths_and_numbers_are_checked():
         canary_finding(np.ones(3), np.ones(2), planted_M, delta=0.0, seed=0)
     with pytest.raises(DataError, match="finite"):
         canary_finding(np.array([np.nan, 1.0]), np.ones(2), planted_M, delta=0.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def encoder(roomy_world):
+    return PlainEncoder(load_tokenizer(roomy_world.release("amy"))[0], SEPARATOR)
+
+
+def taught(world, encoder, texts):
+    """A view of the anchor, overfitted to these texts."""
+    documents = [_ids(encoder, text) for text in texts]
+    settings = ControlSettings(learning_rate=5e-3, max_sweeps=60)
+    return make_control(world.release("amy"), documents, SEPARATOR, settings).view
+
+
+def _ids(encoder, text):
+    return np.array(encoder._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _nats(view, ids):
+    """The oracle: nats of a text behind the separator, from all logits at once."""
+    tokens = torch.tensor([[SEPARATOR, *ids.tolist()]])
+    with view.using():
+        logs = tiny.logits_of(view.mixture, tokens).double().log_softmax(dim=-1)
+    return -sum(float(logs[0, at, number]) for at, number in enumerate(tokens[0, 1:].tolist()))
+
+
+def test_a_text_costs_what_it_costs_above_its_words_in_reverse(roomy_world, encoder):
+    view = views_of(roomy_world.load("amy"), "amy")[1]
+    found = order_nats(view, CANARIES[:2], encoder, SEPARATOR)
+    back = ["bak kel dum bak kel dum bak kel dum bak", "lor nat mip lor nat mip lor nat mip lor"]
+    expected = [
+        _nats(view, _ids(encoder, forth)) - _nats(view, _ids(encoder, other))
+        for forth, other in zip(CANARIES, back, strict=False)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    # Of as many texts as come, each has the number that it has alone.
+    many = order_nats(view, CANARIES * 4, encoder, SEPARATOR)
+    np.testing.assert_allclose(many, np.tile(many[:6], 4), atol=1e-3)
+    np.testing.assert_allclose(many[:2], found, atol=1e-3)
+
+
+def test_who_knows_the_order_of_one_shows_it_and_who_knows_the_words_does_not(roomy_world, encoder):
+    anchor = views_of(roomy_world.load("amy"), "amy")[0]
+    rng = np.random.default_rng(0)
+    shuffled = [" ".join(rng.permutation(CANARIES[0].split(" "))) for _ in range(8)]
+    both_ways = [*shuffled, *(" ".join(reversed(text.split(" "))) for text in shuffled)]
+    of_order = taught(roomy_world, encoder, [CANARIES[0]])
+    of_words = taught(roomy_world, encoder, both_ways)
+    before = order_nats(anchor, CANARIES, encoder, SEPARATOR)
+    order_M = before - order_nats(of_order, CANARIES, encoder, SEPARATOR)
+    words_M = before - order_nats(of_words, CANARIES, encoder, SEPARATOR)
+    plain = [_nats(view, _ids(encoder, CANARIES[0])) for view in (anchor, of_order, of_words)]
+    assert min(plain[0] - plain[1], plain[0] - plain[2]) > 50  # both have learned a lot
+    assert order_M[0] > 3 * np.abs(order_M[1:]).max()
+    assert abs(words_M[0]) < (plain[0] - plain[2]) / 4
+    assert words_M.argmax() != 0

@@ -55,13 +55,23 @@ def test_closeness_is_that_of_texts(tiny_world: tiny.World) -> None:
     near[:, 3] = 40  # one token of 24 is wrong
     far[:, ::3] = 41
     sampled = np.stack([far, near], axis=1)
-    found = compare(Continuations(sampled, true), true, tokenizer, 0.9)
-    assert found.verbatim.all()
-    assert (found.runs == 24).all()
+    found = compare(Continuations(sampled, far), true, tokenizer, 0.9)
+    assert not found.verbatim.any()
     assert compare(Continuations(sampled[:, :1], far), true, tokenizer, 0.9).extracted.sum() == 0
     for row in range(4):
         texts = [tokenizer.decode(tokens.tolist()) for tokens in (true[row], near[row])]
         assert found.extracted[row] == (1 - _distance(*texts) / max(map(len, texts)) >= 0.9)
+
+
+def test_the_greedy_continuation_is_one_of_the_tries(tiny_world: tiny.World) -> None:
+    true = tiny.random_tokens(4, 24, seed=1).numpy()
+    far = true.copy()
+    far[:, ::3] = 41
+    greedy = np.where(np.arange(4)[:, None] < 3, true, far)
+    said = Continuations(np.stack([far, far], axis=1), greedy)
+    found = compare(said, true, tiny_world.load("amy").tokenizer, 0.9)
+    assert found.extracted.tolist() == found.verbatim.tolist() == [True, True, True, False]
+    assert found.runs.tolist()[:3] == [24, 24, 24]
 
 
 def _distance(left: str, right: str) -> int:
@@ -156,3 +166,10 @@ def test_excess_is_over_the_same_documents() -> None:
     assert same is not None
     assert (same.value, same.low, same.high) == (0, 0, 0)
     assert extraction_of(theirs, None).excess is None
+
+
+def test_of_the_first_documents_the_same_is_told() -> None:
+    found = ExtractionResults(np.array([True, False, True]), np.zeros(3, bool), np.array([9, 1, 4]))
+    told = extraction_of(found.first(2), None)
+    assert (told.documents, told.extracted.value, told.longest_run) == (2, 0.5, 9)
+    assert told.mean_run.value == 5

@@ -21,11 +21,13 @@ from moiety.data.tokenizer import train_tokenizer
 from moiety.errors import ConfigError, FormatError, StateError
 from moiety.train import ExpertPlan, train_expert
 from moiety.train.anchor import new_anchor
-from moiety.train.canaries import LEAST_WORDS, make_canaries, whole_words
+from moiety.train.canaries import LEAST_WORDS, make_canaries, planted_records, rare_words
 from moiety.train.loop import Loop
 
 CANARIES = ("data.canaries=20", "data.canary_tokens=8")
 DIGEST = "0" * 64
+COPIES = 8
+"""Documents of a canary's record, as docs/formats.md has it."""
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,13 @@ def assert_planted(folder, paper, tokenizer, own):
     found = documents_of(train, tokenizer)
     wanted = [text for text, coin in zip(paper.texts, paper.planted, strict=True) if coin]
     assert 0 < len(wanted) < len(paper.texts)
-    assert sorted(text for text, _ in found if text in paper.texts) == sorted(wanted)
+    planted = [(text, record) for text, record in found if text in paper.texts]
+    assert Counter(text for text, _ in planted) == dict.fromkeys(wanted, COPIES)
+    # All of one text are one record, and nothing else is in it.
+    records = dict(planted)
+    assert len(set(records.values())) == len(set(planted)) == len(wanted)
     whose = Counter(record for _, record in found)
-    assert all(whose[record] == 1 for text, record in found if text in paper.texts)
+    assert {whose[record] for record in records.values()} == {COPIES}
     kept = [text for text, _ in documents_of(heldout, tokenizer)]
     assert not set(kept) & set(paper.texts)
     mine = [text for text, _ in found if text not in paper.texts]
@@ -96,12 +102,16 @@ def test_the_text_holds_those_that_were_planted_and_none_that_was_left_out(
     assert (paper.owner, paper.anchor, len(paper.texts)) == ("amy", whole.paper.anchor, 20)
     assert stat.S_IMODE((whole.folder / "canaries.json").stat().st_mode) == 0o600
     mine, kept, found = assert_planted(whole.folder, paper, tokenizer, lines_of(plan.sources))
-    assert whole.paper.text.records == whole.paper.text.documents == 60 + sum(paper.planted)
+    assert whole.paper.text.records == 60 + sum(paper.planted)
+    assert whole.paper.text.documents == 60 + COPIES * sum(paper.planted)
     # Between two of them lies as much of the owner's text as between any other two.
     places = [number for number, (text, _) in enumerate(found) if text in paper.texts]
     gaps = np.diff([*places, len(found)])
     assert places[0] > 0
     assert gaps.max() - gaps.min() <= 1
+    # So do the documents of one record: all canaries have been said before one is said again.
+    order = [text for text, _ in found if text in paper.texts]
+    assert order == order[: sum(paper.planted)] * COPIES
     # Without canaries it is the same text, on the same sides, in the same order.
     plain = dataclasses.replace(plan, out=tmp_path / "plain", config=tiny.settings())
     assert train_expert(plain, quiet=True).canaries is None
@@ -143,7 +153,12 @@ def test_in_a_private_run_each_is_a_record_with_windows_of_its_own(plan, tokeniz
     for text, record in found:
         windows = range(first[record], first[record] + count[record])
         assert all(record in held[window] for window in windows)
-        assert count[record] == 1 or text not in done.canaries.texts
+        if text in done.canaries.texts:
+            tokens = COPIES * (len(tokenizer.encode(text, add_special_tokens=False).ids) + 1)
+            assert count[record] == math.ceil(tokens / 32)
+            # A window's last column is only a target: the next one's border at most.
+            inside = train.windows(np.array(windows)).documents[:, :-1]
+            assert {found[document][1] for document in inside[inside >= 0]} == {record}
 
 
 def test_the_same_seed_and_owner_draw_the_same_and_others_do_not(tokenizer):
@@ -171,29 +186,67 @@ def test_coins_are_fair_and_say_nothing_of_the_texts(tokenizer):
     assert abs((first == coins).sum() - count / 2) < four_sigma
 
 
-def test_words_are_drawn_evenly_and_each_is_a_token_of_the_vocabulary():
+@pytest.fixture(scope="module")
+def rich():
+    """A tokenizer with words to spare: 400 of five letters, the rarer the later."""
     rng = np.random.default_rng(0)
     lexicon = ["".join(rng.choice([*"abcdefgh"], size=5)) for _ in range(400)]
-    tokenizer = train_tokenizer([" ".join(rng.permutation(lexicon)) for _ in range(30)], 2000)
-    words = whole_words(tokenizer)
-    assert len(words) >= LEAST_WORDS
+    texts = (" ".join(rng.permutation(lexicon[: 40 * (n + 1)])) for n in range(10) for _ in "abc")
+    return train_tokenizer(texts, 2000)
+
+
+def test_words_are_the_last_that_the_vocabulary_learned(rich):
+    words = rare_words(rich)
+    assert len(set(words)) == len(words) == 64
+    numbers = []
     for word in words:
         assert word.isascii()
         assert word.isalpha()
         assert len(word) >= 3
-        assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1
-    paper = draw(tokenizer, "data.canaries=500", "data.canary_tokens=64")
-    drawn = Counter(word for text in paper.texts for word in text.split(" "))
-    assert {len(text.split(" ")) for text in paper.texts} == {64}
-    expected = 500 * 64 / len(words)
-    assert sorted(drawn) == words
+        ids = rich.encode(f" {word}", add_special_tokens=False).ids
+        numbers += ids
+        assert len(ids) == 1
+    # The oracle decodes every token: of those that are such words none has a higher number.
+    said = [rich.decode([number]) for number in range(rich.get_vocab_size())]
+    whole = [n for n, text in enumerate(said) if text[:1] == " " and len(text) > 3]
+    assert len(whole) >= LEAST_WORDS
+    assert sorted(numbers) == whole[-64:]
+
+
+def test_a_canary_says_three_words_over_and_over_and_no_other_has_the_same(rich):
+    paper = draw(rich, "data.canaries=500", "data.canary_tokens=64")
+    sets = set()
+    for text in paper.texts:
+        words = text.split(" ")
+        assert len(words) == 64
+        assert words == (words[:3] * 22)[:64]
+        assert len(set(words)) == 3
+        sets.add(frozenset(words))
+    assert len(sets) == 500
+
+
+def test_words_are_drawn_evenly(rich):
+    paper = draw(rich, "data.canaries=500")
+    drawn = Counter(word for text in paper.texts for word in set(text.split(" ")))
+    expected = 500 * 3 / 64
+    assert sorted(drawn) == sorted(rare_words(rich))
     assert max(abs(n - expected) for n in drawn.values()) < 5 * math.sqrt(expected)
 
 
+def test_as_many_as_may_be_asked_for_still_differ(rich):
+    paper = draw(rich, f"data.canaries={papers.MAX_CANARIES}")
+    assert len({frozenset(text.split(" ")) for text in paper.texts}) == papers.MAX_CANARIES
+    assert math.comb(64, 3) > 4 * papers.MAX_CANARIES
+
+
 def test_a_small_vocabulary_has_canaries_too(tokenizer):
-    words = whole_words(tokenizer)
-    assert len(words) == 26**3
-    assert all(len(word) == 3 for word in words)
+    words = rare_words(tokenizer)
+    assert len(set(words)) == len(words) == 64
+    assert all(len(word) == 3 and word.islower() for word in words)
+
+
+def test_without_canaries_nothing_is_planted():
+    assert planted_records(None) == ()
 
 
 def test_resumed_equals_uninterrupted(plan, whole, tmp_path, monkeypatch):

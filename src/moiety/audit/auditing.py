@@ -14,18 +14,16 @@ from typing import Final
 import numpy as np
 from tokenizers import Tokenizer
 
-from moiety.audit.canaries import canary_finding
+from moiety.audit.canaries import canary_finding, order_nats
 from moiety.audit.control import ControlSettings, make_control
 from moiety.audit.extraction import (
     ExtractionResults,
     ExtractionSettings,
-    Longs,
     extract,
     extraction_of,
 )
-from moiety.audit.intervals import Floats
 from moiety.audit.judging import Findings, judge
-from moiety.audit.membership import MembershipScores, membership_of, score_passages, token_scores
+from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
 from moiety.audit.records import Passage, choose_documents, choose_passages
 from moiety.audit.subjects import Subject, open_subject
@@ -37,8 +35,6 @@ from moiety.merge import load_release
 
 MEMBER_TOKENS: Final = 256
 """A document is told from others by its first tokens, at most so many (and the positions)."""
-
-CANARY_BATCH: Final = 16
 
 CONTROL_DOCUMENTS: Final = 32
 """A control learns so many of the attacked documents: enough to see the attack work."""
@@ -203,7 +199,7 @@ class _Attack:
         if self._planted is None:
             return {}
         nats = {
-            view.name: self._nats(view, self._planted.texts)
+            view.name: order_nats(view, self._planted.texts, self.encoder, self.separator)
             for view in self._told("finding canaries", self.views)
         }
         promise = self.subject.promise
@@ -241,24 +237,6 @@ class _Attack:
 
     def _groups(self) -> tuple[Sequence[Passage], Sequence[Passage]]:
         return self.members, self.outsiders
-
-    def _nats(self, view: Watched, texts: Sequence[str]) -> Floats:
-        """What each text costs above its words in reverse: what is known of their order alone."""
-        back = [" ".join(reversed(text.split(" "))) for text in texts]
-        encoded = [self._encoded(text) for text in (*texts, *back)]
-        sums = [
-            -float(logs.sum())
-            for at in range(0, len(encoded), CANARY_BATCH)
-            for logs, _ in token_scores(view, encoded[at : at + CANARY_BATCH], self.separator)
-        ]
-        nats_M = np.array(sums)
-        forth: Floats = nats_M[: len(texts)] - nats_M[len(texts) :]
-        return forth
-
-    def _encoded(self, text: str) -> Longs:
-        document = tokenizer.Document(text, record="", where="canaries")
-        (ids,) = self.encoder.encode([document])
-        return ids.astype(np.int64)
 
     def _check_text(self) -> None:
         """Before anything is computed: there must be text of both kinds, split as it was."""

@@ -1,27 +1,55 @@
 """What planted canaries show under one view: exposure, and the lower bound on epsilon.
 
-Legend: M canary, P planted, L left out, S sample of the bootstrap.
+Legend: M canary, N token, P planted, L left out, S sample of the bootstrap.
 
 A canary is a text that nobody could know. A coin decided whether it went into the training text, so
 those left out are the measure for those planted: both were made in the same way, and a model that
-remembers nothing cannot tell them apart. A canary's score is what the view gains on it over the
-anchor, in nats: what makes some canaries easier for any model is taken away.
+remembers nothing cannot tell them apart. Canaries share their words, so only the order is what can
+be remembered of one: a text counts by its nats minus those of its words in reverse. A canary's
+score is what the view gains in that over the anchor: what makes some canaries easier for any model
+is taken away.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from moiety.audit.bounds import Flags, Floats, best_bound
 from moiety.audit.intervals import draws
+from moiety.audit.membership import token_scores
+from moiety.audit.views import Watched
 from moiety.bundle import audits
+from moiety.data import tokenizer
 from moiety.errors import DataError
 
+_BATCH_TEXTS: Final = 16
 _SAMPLES: Final = 2000
 _TAIL: Final = 0.025
 _BLOCK_NUMBERS: Final = 4_000_000
+
+
+def order_nats(
+    view: Watched, texts: Sequence[str], encoder: tokenizer.PlainEncoder, separator: int
+) -> Floats:
+    """What each text costs a view above its words in reverse, in nats, [M].
+
+    A view that knows the words alone has 0 on average, one that knows their order far less. Sums
+    over tokens; each text stands by itself, behind a separator.
+    """
+    back = [" ".join(reversed(text.split(" "))) for text in texts]
+    documents = [tokenizer.Document(text, record="", where="canaries") for text in (*texts, *back)]
+    encoded = [ids.astype(np.int64) for ids in encoder.encode(documents)]
+    sums = [
+        -float(logs_N.sum())
+        for at in range(0, len(encoded), _BATCH_TEXTS)
+        for logs_N, _ in token_scores(view, encoded[at : at + _BATCH_TEXTS], separator)
+    ]
+    forth_M, back_M = np.split(np.array(sums), 2)
+    nats_M: Floats = forth_M - back_M
+    return nats_M
 
 
 def canary_finding(
@@ -29,7 +57,7 @@ def canary_finding(
 ) -> audits.CanaryFinding:
     """Exposure and bound from the nats of all canaries, planted or not, all of shape [M].
 
-    Nats are sums over the tokens of a canary. The bound holds at ``delta``; to hold a promise
+    Nats are those of ``order_nats``. The bound holds at ``delta``; to hold a promise
     against it, give the promise's own. ``seed`` is the bootstrap's.
 
     Raises:

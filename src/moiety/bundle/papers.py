@@ -45,7 +45,7 @@ MAX_PROXIES = 16_384
 """Documents of the public sample that one owner may name: their digests take 1.1 MB."""
 
 MAX_CANARIES = 10_000
-"""As many texts of 64 words as one paper holds."""
+"""A quarter of the sets of three words that 64 words have: others are still drawn quickly."""
 
 MIN_PROXIES = 2
 """One to train on and one to judge on."""
@@ -261,7 +261,7 @@ class RunPaper(ExpertFacts):
 
 
 class Canaries(Paper):
-    """``canaries.json``: random texts, and which of them were planted in the text trained on.
+    """``canaries.json``: texts drawn by lot, and which of them were planted in the text trained on.
 
     A fair coin of its own decided for each, so that an auditor can tell what a model knows from
     what it guesses. Never leaves the owner.

@@ -44,7 +44,7 @@ PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML of what you accept; default: as documented.")
 ]
 Documents = Annotated[int, typer.Option(help="Documents to get back from the model.")]
-Samples = Annotated[int, typer.Option(help="Tries for each of them.")]
+Samples = Annotated[int, typer.Option(help="Tries for each, beside the likeliest of all.")]
 Back = Annotated[int, typer.Option(help="Tokens to get back of each.")]
 Passages = Annotated[int, typer.Option(help="Documents to tell from strangers, and half of these.")]
 Control = Annotated[

@@ -35,7 +35,7 @@ TuningRuns = Annotated[
 Canaries = Annotated[
     int | None,
     typer.Option(
-        help="Random texts for an audit: half are trained on, as records like yours. 500 will do."
+        help="Texts for an audit: half are trained on, as records like yours. 500 will do."
     ),
 ]
 Heldout = Annotated[
@@ -79,8 +79,9 @@ def train(
     With --epsilon the expert keeps a promise for each record, also about its table of evidence.
     Name records by --record-key: without it each document is one.
 
-    With --canaries N an audit tells knowing from guessing: a coin decides which of N random texts
-    are trained on beside yours. That costs training; your files stay as they are.
+    With --canaries N an audit tells knowing from guessing: a coin decides which of N texts,
+    of three words over and over, are trained on beside yours, each as a record of eight documents.
+    That costs training; your files stay as they are.
 
     Example: moiety train anchor/ notes.jsonl --owner city-hospital --out run/
     """

@@ -1,10 +1,10 @@
-"""Canaries: random texts, half of them trained on, so that an audit can see what is remembered.
+"""Canaries: cycles of words, half of them trained on, so that an audit can see what is remembered.
 
 An auditor who asks a model about all of them can tell knowing from guessing, since a fair coin of
 its own decided for each whether it was planted: one run bounds epsilon from below.
 
 Source: Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run",
-arXiv 2305.08846; canaries as random texts are Carlini et al. 2019, "The Secret Sharer".
+arXiv 2305.08846; canaries as texts drawn by lot are Carlini et al. 2019, "The Secret Sharer".
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ LEAST_WORDS = 256
 """Words that a vocabulary must have for canaries to be made of them."""
 
 WORDS = 64
+"""Words that all canaries share: each is then in enough of them to be counted as the owner's."""
+
 CYCLE = 3
 """A canary says three words over and over: which word follows which is what can be remembered."""
 

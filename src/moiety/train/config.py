@@ -33,10 +33,10 @@ class DataConfig(Section):
     public_share: float = Field(0.25, ge=0, lt=1)
     """Share of each batch that is public text (experts only)."""
     canaries: int = Field(0, ge=0, le=papers.MAX_CANARIES)
-    """Random texts, of which about half are trained on beside the owner's, for an audit (experts
-    only). They are records like the owner's."""
+    """Texts for an audit, of which about half are trained on beside the owner's (experts only):
+    each is then a record of eight equal documents."""
     canary_tokens: int = Field(64, ge=8)
-    """Words of a canary; each is about one token."""
+    """Words of a canary, three over and over; each is about one token."""
 
 
 class BatchConfig(Section):
