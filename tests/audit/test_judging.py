@@ -187,11 +187,11 @@ def test_the_longest_run_is_counted_from_the_anchors(longest, verdict):
 
 
 def test_the_worst_attack_decides():
-    attacks = dict(clean().membership["pair"]) | {"min-k": membership(about(0.2, 0.04))}
+    attacks = dict(clean().membership["pair"]) | {"min-k": membership(about(0.25, 0.04))}
     one = verdicts(changed(clean(), "membership", "pair", attacks))["membership", "pair"]
     assert one.verdict == "fail"
     assert "min-k" in one.reason
-    assert one.number == about(0.2, 0.04)
+    assert one.number == about(0.25, 0.04)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_worst_attack_decides():
     [
         {},
         {"loss": membership(None)},
-        {"loss": membership(about(0.04, 0.12))},
+        {"loss": membership(about(0.04, 0.17))},
     ],
     ids=["none", "no anchor", "wide interval"],
 )
@@ -358,17 +358,23 @@ def test_after_the_withdrawal_the_interval_must_cover_zero(excess, verdict):
     assert {key: one.verdict for key, one in bad.items()} == expected
     attacks = {name: membership(about(0.0, 0.01)) for name in ATTACKS}
     attacks |= {"zlib": membership(excess)}
-    bad = verdicts(changed(clean(), "membership", "withdrawn", attacks))
+    before = {name: membership(about(0.01, 0.02)) for name in ATTACKS}
+    before |= {"zlib": membership(about(0.05, 0.02))}
+    told = changed(clean(), "membership", "expert", before)
+    bad = verdicts(changed(told, "membership", "withdrawn", attacks))
     assert [one.verdict for one in bad.values()] == list(expected.values())
 
 
-def test_after_the_withdrawal_the_surest_attack_decides_not_the_one_that_shows_most():
-    attacks = {
-        "loss": membership(Estimate(value=0.06, low=-0.01, high=0.13)),
-        "ratio": membership(Estimate(value=0.04, low=0.03, high=0.05)),
-    }
-    bad = verdicts(changed(clean(), "membership", "withdrawn", attacks))
-    assert bad["membership", "withdrawn"].verdict == "fail"
+def test_after_the_withdrawal_only_the_attack_decides_that_told_most_before():
+    # Of several attacks one is above zero by chance: which to ask is settled by the other view.
+    before = {name: membership(about(0.01, 0.02)) for name in ATTACKS}
+    before |= {"zlib": membership(about(0.05, 0.02))}
+    told = changed(clean(), "membership", "expert", before)
+    sure = membership(Estimate(value=0.04, low=0.03, high=0.05))
+    left = {name: membership(about(0.0, 0.01)) for name in ATTACKS}
+    assert verdicts(changed(told, "membership", "withdrawn", left | {"ratio": sure})) == {}
+    bad = verdicts(changed(told, "membership", "withdrawn", left | {"zlib": sure}))
+    assert {key: one.verdict for key, one in bad.items()} == {("membership", "withdrawn"): "fail"}
 
 
 @pytest.mark.parametrize(("epsilon", "verdict"), [(0.3, "warn"), (1.2, "fail")])

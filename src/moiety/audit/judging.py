@@ -312,12 +312,32 @@ def _withdrawal(findings: Findings, policy: audits.Policy) -> Iterator[audits.Ju
     else:
         reason = _gives_back(here, here.excess, view)
         yield _gone("extraction", here.excess, _most(here), policy, reason)
-    yield _membership(findings.membership, view, policy)
+    yield _membership({view: _told_most(findings.membership, view)}, view, policy)
     canaries = findings.canaries.get(view)
     if canaries is not None:
         yield _forgotten(canaries, policy)
     elif findings.canaries:
         yield _not_measured("epsilon", view)
+
+
+def _told_most(
+    found: Mapping[audits.View, Mapping[audits.Attack, audits.Membership]], view: audits.View
+) -> Mapping[audits.Attack, audits.Membership]:
+    """The attack that told most of members while the expert was there, and no other.
+
+    Of five attacks one is often more than chance explains, by chance. Which one to ask after the
+    withdrawal is settled by the other view, before anybody looks.
+    """
+    with_it, left = found.get("expert", {}), found.get(view, {})
+    most = max(
+        (
+            (one.excess.value, name)
+            for name, one in with_it.items()
+            if one.excess is not None and name in left
+        ),
+        default=None,
+    )
+    return left if most is None else {most[1]: left[most[1]]}
 
 
 def _gone(
