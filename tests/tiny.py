@@ -22,8 +22,8 @@ from moiety.data import (
     Sources,
     load_tokenizer,
     pack_text,
-    train_tokenizer,
 )
+from moiety.data.tokenizer import train_tokenizer
 from moiety.files import digest_file
 from moiety.merge import load_release, merge
 from moiety.model import Mixture, load_dense

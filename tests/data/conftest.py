@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from moiety.data import train_tokenizer
+from moiety.data.tokenizer import train_tokenizer
 
 SENTENCES = [
     "The patient was seen on 12 March 2019 and again in 2021.",

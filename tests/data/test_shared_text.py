@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from moiety.data import Skipped, pack_split, pack_text, train_tokenizer
+from moiety.data import Skipped, pack_split, pack_text
 from moiety.data.reading import read_documents
+from moiety.data.tokenizer import train_tokenizer
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOMAINS = ["public", "medical", "code", "math", "creative"]

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from moiety.data import load_tokenizer, train_tokenizer
+from moiety.data import load_tokenizer
 from moiety.data.documents import Document
-from moiety.data.tokenizer import PlainEncoder
+from moiety.data.tokenizer import PlainEncoder, train_tokenizer
 from moiety.errors import ConfigError, DataError, StateError
 
 TEXTS = ["some words, and some more words", "zwei Wörter <|endoftext|> 1234"] * 3

@@ -23,8 +23,8 @@ from moiety.data import (
     Sources,
     load_tokenizer,
     pack_split,
-    train_tokenizer,
 )
+from moiety.data import tokenizer as tokenizing
 from moiety.errors import ConfigError, StateError
 from moiety.files import link_or_copy, new_folder, write_atomic
 from moiety.model import load_dense, training_loss
@@ -134,7 +134,7 @@ def _prepare_text(
 ) -> tuple[PackedText, PackedText]:
     if not (work / "text").exists():
         if not (work / "tokenizer.json").exists():
-            tokenizer = train_tokenizer(_some_text(sources), size.vocab)
+            tokenizer = tokenizing.train_tokenizer(_some_text(sources), size.vocab)
             write_atomic(work / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         tokenizer, separator = _load_own_tokenizer(work)
         pack_split(
