@@ -111,12 +111,12 @@ class _Block:
     def attended(
         self, hidden_ND: Tensor, number: int, turn: tuple[Tensor, Tensor], attention: Attention
     ) -> Tensor:
-        query, key, value = self._qkv(hidden_ND).split(self._widths, dim=1)
+        query, key, value = torch.split(self._qkv(hidden_ND), self._widths, dim=1)
         # One rotation for both: they differ only in which heads they are.
         both = torch.cat([self._norm_q(query), self._norm_k(key)], dim=1)
-        both_NHW = _rotated(both.unflatten(1, (-1, self._head_width)), *turn)
+        both_NHW = _rotated(both.view(len(both), -1, self._head_width), *turn)
         heads = self._widths[0] // self._head_width
-        value_NHW = value.unflatten(1, (-1, self._head_width))
+        value_NHW = value.reshape(len(value), -1, self._head_width)
         found = attention(number, both_NHW[:, :heads], both_NHW[:, heads:], value_NHW)
         return hidden_ND + self._norm_attended(self._out(found.flatten(1)))
 

@@ -122,7 +122,7 @@ class LocalEngine:
             self._change.notify()
         while not removal.done.wait(timeout=1):
             if not self._thread.is_alive():
-                self._take_up_removals()
+                self._carry_out([removal])
 
     def load(self) -> Load:
         """How busy the engine is now."""
@@ -208,20 +208,27 @@ class LocalEngine:
             if self._closed:
                 return False
             cancelled, self._cancelled = self._cancelled, set()
-            stale = self._drop_waiting(cancelled)
+            removals, self._removals = self._removals, []
+            stale = self._drop_waiting(cancelled) if cancelled or removals else []
         for answer, ending in stale:
             answer.give([ending])
         if cancelled:
             self._stepper.leaving(lambda row: row.answer in cancelled, CANCELLED)
-        self._take_up_removals()
-        with self._change:
-            while self._waiting and len(board.rows) < self._limits.places:
-                job, answer = self._waiting.popleft()
-                if not self._gone & set(job.slots):
-                    self._stepper.enter(job, answer)
-                else:
-                    answer.give([WITHDRAWN])
+        self._carry_out(removals)
+        self._admit()
         return True
+
+    def _admit(self) -> None:
+        while len(self._stepper.board.rows) < self._limits.places:
+            with self._change:
+                if not self._waiting:
+                    return
+                job, answer = self._waiting.popleft()
+            try:
+                self._stepper.enter(job, answer)
+            except Exception:
+                LOG.exception("a request could not be begun")
+                answer.give([FAILED])
 
     def _drop_waiting(self, cancelled: set[Answer]) -> list[tuple[Answer, Ending]]:
         """Takes out of the queue who has hung up, or names a removed expert."""
@@ -232,12 +239,7 @@ class LocalEngine:
                 stale.append((answer, CANCELLED if answer in cancelled else WITHDRAWN))
         return stale
 
-    def _take_up_removals(self) -> None:
-        with self._change:
-            removals, self._removals = self._removals, []
+    def _carry_out(self, removals: list[_Removal]) -> None:
         for removal in removals:
-            self._stepper.leaving(
-                lambda row, slots=removal.slots: bool(slots & set(row.job.slots)), WITHDRAWN
-            )
-            self._stepper.remove(removal.slots)
+            self._stepper.remove(removal.slots, WITHDRAWN)
             removal.done.set()

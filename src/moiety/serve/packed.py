@@ -67,8 +67,10 @@ class LowRankFeedForward:
         gate_NH, up_NH = self._anchor.gate_up(hidden_ND).chunk(2, dim=1)
         gate_NH = gate_NH + self._gate(hidden_ND)
         inner_NH = _gated(gate_NH, up_NH + self._up(hidden_ND))
-        return self._anchor.down(inner_NH) + self._down(inner_NH)
+        delta_ND: Tensor = self._down(inner_NH)
+        return self._anchor.down(inner_NH) + delta_ND
 
 
 def _gated(gate_NH: Tensor, up_NH: Tensor) -> Tensor:
-    return functional.silu(gate_NH).mul_(up_NH)
+    gated_NH: Tensor = functional.silu(gate_NH).mul_(up_NH)
+    return gated_NH

@@ -89,13 +89,16 @@ class Places:
 
 
 class Attention:
-    """Attention of one pass's tokens, each to its own request; the same plan serves all layers."""
+    """Attention of one pass's tokens, each to its own request; the same plan serves all layers.
+
+    ``position_N`` is the position of each token in its text.
+    """
 
     def __init__(self, places: Places, layout: Layout) -> None:
         self._places, self._layout = places, layout
         device = places.keys_LPHCW.device
         self._place_N = torch.tensor(layout.places(), device=device)
-        self._position_N = torch.tensor(layout.positions(), device=device)
+        self.position_N = torch.tensor(layout.positions(), device=device)
         lengths = layout.lengths
         self._longest = max(lengths, default=0)
         together = len(lengths) * self._longest
@@ -103,17 +106,12 @@ class Attention:
         self._mask_R11C = None if min(lengths, default=0) == self._longest else self._padding()
         self._masks = [self._causal(piece) for piece in layout.pieces]
 
-    @property
-    def position_N(self) -> Tensor:
-        """The position of each token in its text."""
-        return self._position_N
-
     def __call__(self, layer: int, query_NQW: Tensor, key_NHW: Tensor, value_NHW: Tensor) -> Tensor:
         """Writes the keys and values to their places and attends; ``[N, Q, W]``."""
         keys_PHCW = self._places.keys_LPHCW[layer]
         values_PHCW = self._places.values_LPHCW[layer]
-        keys_PHCW[self._place_N, :, self._position_N] = key_NHW
-        values_PHCW[self._place_N, :, self._position_N] = value_NHW
+        keys_PHCW[self._place_N, :, self.position_N] = key_NHW
+        values_PHCW[self._place_N, :, self.position_N] = value_NHW
         count = len(self._layout.lengths)
         parts = []
         if count:

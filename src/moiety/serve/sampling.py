@@ -17,6 +17,9 @@ from torch import Tensor
 
 from moiety.serve.jobs import Job
 
+SEEDS = 2**63
+"""Seeds beyond are taken as the remainder: a caller's number may be any."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -35,7 +38,7 @@ def dice(job: Job) -> torch.Generator | None:
     if job.seed is None:
         generator.seed()
     else:
-        generator.manual_seed(job.seed)
+        generator.manual_seed(job.seed % SEEDS)
     return generator
 
 
@@ -74,14 +77,13 @@ def tell(logits_MV: Tensor, tokens_M: Tensor, tops: Sequence[int]) -> list[Told 
 
 
 def _drawn(logits_MV: Tensor, jobs: list[Job], draw_M: Tensor) -> Tensor:
-    as_row = {"dtype": torch.double, "device": logits_MV.device}
-    temperature_M = torch.tensor([job.temperature for job in jobs], **as_row)
+    temperature_M = draw_M.new_tensor([job.temperature for job in jobs])
     # The largest becomes zero first: a tiny temperature would make infinities of the others.
     logits_MV = logits_MV.double()
     logits_MV = logits_MV - logits_MV.max(dim=-1, keepdim=True).values
     probs_MV = (logits_MV / temperature_M[:, None]).softmax(dim=-1)
     if any(job.top_p < 1 for job in jobs):
-        probs_MV = _nucleus(probs_MV, torch.tensor([job.top_p for job in jobs], **as_row))
+        probs_MV = _nucleus(probs_MV, draw_M.new_tensor([job.top_p for job in jobs]))
     sums_MV = probs_MV.cumsum(dim=-1)
     found_M1 = torch.searchsorted(sums_MV, draw_M[:, None] * sums_MV[:, -1:], right=True)
     return found_M1[:, 0].clamp(max=logits_MV.shape[1] - 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -73,17 +73,20 @@ class Stepper:
         )
         evidence = (allowed_S, weights_1TS[0], total_1S[0], count_1[0])
         row = Row(job, answer, list(job.prompt), *evidence, dice(job), time.monotonic())
+        beginning = self._beginning(job)
         self.board.enter(row)
-        self._resume(row)
+        if beginning is not None:
+            row.fed = beginning[0].shape[2]
+            self._places.write(row.place, 0, *beginning)
 
     def leaving(self, wanted: Callable[[Row], bool], ending: Ending) -> None:
         """Ends the running jobs that are wanted, and frees their places."""
         for row in self.board.leaving(wanted):
             row.answer.give([ending])
 
-    def remove(self, slots: Iterable[int]) -> None:
-        """Forgets experts: weights, tables, and keys and values made with them."""
-        slots = list(slots)
+    def remove(self, slots: Collection[int], ending: Ending) -> None:
+        """Forgets experts: weights, tables, keys and values made with them, and who uses them."""
+        self.leaving(lambda row: not set(slots).isdisjoint(row.job.slots), ending)
         self._prefixes.forget(slots)
         for slot in slots:
             self._decoder.remove(slot)
@@ -190,16 +193,12 @@ class Stepper:
         if row.made == row.job.max_tokens:
             items.append(Ending("length"))
 
-    def _resume(self, row: Row) -> None:
-        """Takes over what is cached of a prompt's beginning; its last token is always computed."""
-        job = row.job
+    def _beginning(self, job: Job) -> tuple[Tensor, Tensor] | None:
+        """What is cached of a prompt; its last token is always computed, or all where all count."""
         if job.prompt_logprobs:
-            return
+            return None
         whole = (len(job.prompt) - 1) // BLOCK * BLOCK
-        found = self._prefixes.find(job.tenant, job.slots, job.prompt[:whole])
-        if found is not None:
-            self._places.write(row.place, 0, *found)
-            row.fed = found[0].shape[2]
+        return self._prefixes.find(job.tenant, job.slots, job.prompt[:whole])
 
     def _keep(self, row: Row) -> None:
         """Caches the whole blocks of what a request has keys and values of."""
