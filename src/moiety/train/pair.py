@@ -156,9 +156,7 @@ class Pair:
         for layer in self.layers:
             layer.expert.product = product
 
-    def expect(
-        self, tokens_BT: Tensor, documents_BT: Tensor, even_B: Tensor | None = None
-    ) -> None:
+    def expect(self, tokens_BT: Tensor, documents_BT: Tensor, even_B: Tensor | None = None) -> None:
         """What the windows of the coming passes hold.
 
         ``documents_BT`` is the document of each position, -1 for padding. Where ``even_B`` is true
