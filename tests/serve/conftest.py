@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ import httpx
 import pytest
 from openai import OpenAI
 from tests import tiny
-from tests.serve.engines import SlowestEngine
 
-from moiety.merge import load_release
-from moiety.serve import ServePlan, Server
+from moiety.serve import ServePlan, Server, load_engine
 from moiety.serve.policy import new_key
 
 NAME = "mixture"
@@ -29,6 +27,7 @@ class Live:
 
     server: Server
     said: list[str]
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
 
     @property
     def url(self) -> str:
@@ -54,15 +53,15 @@ class Live:
         self, path: str = "/v1/completions", key: str | None = None, **how: Any
     ) -> httpx.Response:
         headers = how.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
-        return httpx.post(self.url + path, headers=headers, timeout=60, **how)
+        return self.http.post(self.url + path, headers=headers, **how)
 
     def get(self, path: str, key: str | None = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.get(self.url + path, headers=headers, timeout=60)
+        return self.http.get(self.url + path, headers=headers)
 
     def admin(self, method: str, path: str, key: str | None = None, **how: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key or self.admin_key}"}
-        return httpx.request(method, self.admin_url + path, headers=headers, timeout=60, **how)
+        return self.http.request(method, self.admin_url + path, headers=headers, **how)
 
 
 @contextlib.contextmanager
@@ -82,6 +81,7 @@ def serving(plan: ServePlan, load: Callable[[], Any], *, wait: bool = True) -> I
     try:
         yield live
     finally:
+        live.http.close()
         live.server.stop()
         thread.join(30)
         assert not thread.is_alive()
@@ -98,7 +98,7 @@ def live(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
     """A server without a policy."""
     place = tmp_path_factory.mktemp("usage") / "usage.sqlite"
     plan = ServePlan(release, port=0, admin_port=0, name=NAME, usage=f"sqlite:///{place}")
-    with serving(plan, lambda: SlowestEngine(load_release(release))) as found:
+    with serving(plan, lambda: load_engine(release)) as found:
         yield found
 
 

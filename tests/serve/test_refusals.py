@@ -230,7 +230,7 @@ def test_routes_that_are_not_there(live):
     check_envelope(live.get("/v1/embeddings"), 404)
     check_envelope(live.get("/admin/roster"), 404)
     check_envelope(live.get("/v1/completions"), 405)
-    check_envelope(httpx.delete(live.url + "/v1/models"), 405)
+    check_envelope(live.http.delete(live.url + "/v1/models"), 405)
     check_envelope(live.get("/docs"), 404)
     check_envelope(live.get("/v1/../admin/roster"), 404)
 

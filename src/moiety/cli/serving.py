@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +57,7 @@ def serve(
     Example: moiety serve release/ --policy policy.toml --host 0.0.0.0 --admin-port 8001
     """
     with _extra():
-        from moiety.serve import ServePlan, Server, load_engine
+        from moiety.serve import ServePlan, Server, jobs, load_engine
 
     engines = {"local": load_engine}
     plan = ServePlan(
@@ -71,8 +70,11 @@ def serve(
         usage=usage,
         receipt_key=receipt_key,
     )
-    screen.quiet_libraries()
-    Server(plan, partial(engines[engine], release, device=device), screen.note).run()
+    def load() -> jobs.Engine:
+        screen.quiet_libraries()  # in here: health answers while libraries are loaded
+        return engines[engine](release, device=device)
+
+    Server(plan, load, screen.note).run()
     screen.note("stopped; usage is written")
 
 
