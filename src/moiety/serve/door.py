@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -36,6 +36,8 @@ NO_KEY = RefusalError(
     code="invalid_api_key",
     headers={"WWW-Authenticate": "Bearer"},
 )
+_log = logging.getLogger("moiety.serve")
+
 NOBODY = "-"
 Count = Callable[[str, int], None]
 Find = Callable[[str, str | None], Rights | None]
@@ -73,8 +75,13 @@ class Door:
             await refusal.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["rights"] = rights
-        with suppress(SlowReaderError):
+        try:
             await self._app(scope, receive, self._counted(rights, _patient(send)))
+        except SlowReaderError:
+            return
+        except Exception:
+            # It has been answered with a 500; the connection need not end for it.
+            _log.exception("a request broke")
 
     def _counted(self, rights: Rights | None, send: Send) -> Send:
         async def counted(message: Message) -> None:

@@ -66,7 +66,9 @@ class House:
         gone = [slot for slot, name in enumerate(self.served.names) if self.served.has_left(name)]
         if gone:
             engine.remove(gone)
-        self.engine, self.problem = engine, None
+        self.engine = engine
+        if self.problem == LOADING:
+            self.problem = None
 
     def load(self) -> Load | None:
         """How busy the engine is; None while there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ ADMIN_HOST = "127.0.0.1"
 GRACE_SECONDS = 10
 """Requests that run when a server is stopped have so long to end."""
 
+STOP_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 30
 HEADERS_MAX_BYTES = 32 * 2**10
 
@@ -139,9 +140,7 @@ class Server:
         watching = asyncio.ensure_future(self._house.watch(self._say))
         listening = [asyncio.ensure_future(_listen(one)) for one in self._listeners]
         try:
-            await asyncio.wait([loading, *listening], return_when=asyncio.FIRST_COMPLETED)
-            if loading.done() and loading.exception() is None:
-                await asyncio.wait(listening, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_stopped([loading, *listening])
         finally:
             self._stop_listening()
             ending = asyncio.ensure_future(self._end_the_rest())
@@ -153,6 +152,13 @@ class Server:
                 self._house.engine.close()
         for task in (loading, *listening):
             task.result()
+
+    async def _until_stopped(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Returns when somebody said so, or when one of the tasks has failed."""
+        while self._house.problem != STOPPING:
+            if any(task.done() and task.exception() for task in tasks):
+                return
+            await asyncio.sleep(STOP_SECONDS)
 
     async def _open(self) -> None:
         """Loads the engine while health already says that it is being loaded."""
