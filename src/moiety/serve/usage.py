@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from moiety.errors import ConfigError, StateError
 from moiety.files import write_atomic
@@ -170,7 +170,7 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
         engine = sql.create_engine(address)
         if engine.dialect.name == "sqlite":
             sql.event.listen(engine, "connect", _settings_of_sqlite)
-        _TABLE.metadata.create_all(engine)
+        _make_table(engine)
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigError(
             f"no database for usage: {_words(error)}", remedy="sqlite:///usage.sqlite, for example"
@@ -178,9 +178,17 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
     return engine
 
 
+def _make_table(engine: sql.Engine) -> None:
+    try:
+        _TABLE.metadata.create_all(engine)
+    except OperationalError:
+        # Another server may have made it since we looked: then it is there now.
+        _TABLE.metadata.create_all(engine)
+
+
 def _settings_of_sqlite(connection: Any, _record: Any) -> None:
     # Writers do not stop readers; and a commit is on the disk before it is told.
-    for setting in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={LOCK_SECONDS * 1000}"):
+    for setting in (f"busy_timeout={LOCK_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {setting}")
 
 
