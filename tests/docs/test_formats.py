@@ -20,6 +20,7 @@ from moiety.evaluate.report import Evaluation
 from moiety.merge.exporting import ExportPaper
 from moiety.merge.roster import Roster
 from moiety.privacy.ledger import LedgerPaper
+from moiety.serve.policy import PolicyPaper
 from moiety.study.paper import StudyReport
 from moiety.study.plan import StudyPlan
 from moiety.train.trained import TrainedPaper
@@ -40,6 +41,7 @@ PAPERS: dict[str, type[BaseModel]] = {
     "terms.toml": papers.Terms,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
+    "policy.toml": PolicyPaper,
     "STUDY.toml": StudyPlan,
     "report.json of a study": StudyReport,
 }
@@ -118,6 +120,7 @@ def test_limits_have_a_reason() -> None:
 def test_every_limit_of_the_signed_papers_is_told() -> None:
     names = ("bundle.anchors", "bundle.orders", "bundle.papers", "bundle.signing")
     names += ("bundle.verify", "bundle.weights", "files", "tensors", "merge.roster")
+    names += ("serve.door", "serve.policy", "serve.requests", "serve.jobs")
     real = {
         f"{name}.{constant}"
         for name in names

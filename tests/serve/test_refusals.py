@@ -8,6 +8,8 @@ import socket
 import httpx
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from moiety.serve.door import BODY_MAX_BYTES
 from moiety.serve.requests import CHAT_NOTHINGS, COMPLETION_NOTHINGS, ChatRequest, CompletionRequest
@@ -303,3 +305,25 @@ def test_the_description_tells_both_bodies(live):
         content = told["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"]["$ref"].endswith(name)
         assert told["components"]["schemas"][name]["additionalProperties"] is False
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *CHAT_NOTHINGS, "odd"})
+PATHS = st.sampled_from(("/v1/completions", "/v1/chat/completions"))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=PATHS, whole=JSON, more=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+def test_no_body_makes_a_500(live, path, whole, more):
+    for body in (whole, BODY | more, CHAT | more):
+        headers = {"Content-Type": "application/json"}
+        answer = live.post(path, content=json.dumps(body), headers=headers)
+        assert answer.status_code in (200, 400, 404), answer.text
+        if answer.status_code != 200:
+            check_envelope(answer, answer.status_code, answer.json()["error"]["param"])

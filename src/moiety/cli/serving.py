@@ -70,6 +70,7 @@ def serve(
         usage=usage,
         receipt_key=receipt_key,
     )
+
     def load() -> jobs.Engine:
         screen.quiet_libraries()  # in here: health answers while libraries are loaded
         return engines[engine](release, device=device)

@@ -164,7 +164,8 @@ def _submit(engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
         if isinstance(error, Overloaded):
             raise too_busy(error.message, error.retry_seconds, "overloaded") from None
         if isinstance(error, ConfigError):
-            raise bad_request(error.message) from None
+            # All that a request can do wrong was looked at before: it is the engine that cannot.
+            raise RefusalError(503, error.message, code="not_ready") from None
         raise
     return streams
 
