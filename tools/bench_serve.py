@@ -48,10 +48,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     logging.set_verbosity_error()
-    rows = []
-    for name in options.prompts:
-        for count in options.requests:
-            rows.append(beside_transformers(options, name, count))
+    pairs = [(name, count) for name in options.prompts for count in options.requests]
+    rows = [beside_transformers(options, name, count) for name, count in pairs]
     rows += [masks(options, name) for name in options.prompts]
     if options.json:
         print(json.dumps({"preset": options.preset, "clock": options.clock, "results": rows}))
