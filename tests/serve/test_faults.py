@@ -198,6 +198,14 @@ def test_a_server_that_loads_says_so(release, tmp_path):
         assert live.post(json=BODY).status_code == 200
 
 
+def test_an_engine_that_has_died_is_a_503_and_no_longer_ready(release, tmp_path):
+    with serving(plan_of(release, tmp_path), lambda: load_engine(release)) as live:
+        live.house.engine.close()
+        answer = live.post(json=BODY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        assert live.get("/health").json()["why"] == "the engine is closed"
+
+
 def test_usage_that_cannot_be_written_is_not_told_as_done(release, tmp_path, monkeypatch):
     def three(job):
         yield from steps(job, [40, 41, 42])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from moiety.errors import ConfigError
+from moiety.errors import ConfigError, StateError
 from moiety.serve.bodies import Form
 from moiety.serve.choices import Choice
 from moiety.serve.house import House
@@ -62,7 +62,7 @@ async def begin(house: House, rights: Rights, asked: Asked) -> Begun:
     tokens = sum(len(one.ids) + one.max_tokens * asked.n for one in prompts)
     grant = house.limits.take(rights, tokens)
     try:
-        streams = _submit(engine, _jobs(house, rights, asked, chosen, prompts))
+        streams = _submit(house, engine, _jobs(house, rights, asked, chosen, prompts))
     except BaseException:
         house.limits.end(grant, 0)
         raise
@@ -114,11 +114,10 @@ def _own_ids(house: House, ids: list[int]) -> list[int]:
 def _room(ids: Sequence[int], asked: int | None, usual: int, limit: int, param: str) -> int:
     """How many tokens may follow a prompt: what was asked for, or the usual number, if it fits."""
     room = limit - len(ids)
-    wanted = min(usual, room) if asked is None else asked
-    # One is computed even where none is wanted.
-    if room < max(wanted, 1):
-        raise too_long(len(ids) + max(wanted, 1), limit, "max_tokens" if room > 0 else param)
-    return wanted
+    least = 1 if asked is None else asked
+    if room < least:
+        raise too_long(len(ids) + least, limit, "max_tokens" if room > 0 else param)
+    return min(usual, room) if asked is None else asked
 
 
 def _jobs(
@@ -128,7 +127,7 @@ def _jobs(
         prompt=(),
         slots=chosen.slots,
         tenant=rights.id,
-        max_tokens=1,
+        max_tokens=0,
         temperature=asked.temperature if asked.temperature >= COLDEST else 0.0,
         top_p=asked.top_p,
         seed=None,
@@ -140,7 +139,7 @@ def _jobs(
         replace(
             first,
             prompt=one.ids,
-            max_tokens=max(1, one.max_tokens),
+            max_tokens=one.max_tokens,
             seed=None if asked.seed is None else (asked.seed + number) % _SEEDS,
         )
         for one in prompts
@@ -152,7 +151,7 @@ def _scores_prompt(asked: Asked) -> bool:
     return isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
 
 
-def _submit(engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
+def _submit(house: House, engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
     """All jobs, or none of them."""
     streams: list[Stream] = []
     try:
@@ -163,8 +162,9 @@ def _submit(engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
             stream.cancel()
         if isinstance(error, Overloaded):
             raise too_busy(error.message, error.retry_seconds, "overloaded") from None
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | StateError):
             # All that a request can do wrong was looked at before: it is the engine that cannot.
+            house.problem = error.message if isinstance(error, StateError) else house.problem
             raise RefusalError(503, error.message, code="not_ready") from None
         raise
     return streams
@@ -182,8 +182,7 @@ def _begun(
     chat = isinstance(asked, ChatRequest)
     wanted = [one for one in prompts for _ in range(asked.n)]
     choices = [
-        Choice(index, house.texts, asked.stops, len(chosen.slots), one.max_tokens)
-        for index, one in enumerate(wanted)
+        Choice(index, house.texts, asked.stops, len(chosen.slots)) for index in range(len(wanted))
     ]
     prompt_tokens = sum(len(one.ids) for one in prompts)
     release = partial(house.limits.end, grant)

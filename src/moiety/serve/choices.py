@@ -31,18 +31,14 @@ class Piece:
 class Choice:
     """Collects one stream of steps. ``index`` is its number in the answer."""
 
-    def __init__(
-        self, index: int, texts: Texts, stops: Sequence[str], num_slots: int, max_tokens: int
-    ) -> None:
+    def __init__(self, index: int, texts: Texts, stops: Sequence[str], num_slots: int) -> None:
         self.index = index
         self.num_tokens = 0
         self.weights = [0.0] * num_slots
         self.finished = False
-        self._texts = texts
         self._prompt = Decoding(texts)
         self._decoding = Decoding(texts)
         self._stops = Stops(stops)
-        self._max_tokens = max_tokens
         self._read = 0  # characters that all tokens so far have made
         self._told = 0  # characters of them that were told
         self._pending: deque[Token] = deque()
@@ -53,13 +49,9 @@ class Choice:
         return Piece(self.index, text)
 
     def push(self, step: Step) -> Piece:
-        """One more token. ``finish`` is set when a stop was found or nothing more was asked for."""
+        """One more token. ``finish`` is set when a stop was found."""
         if step.prompt:
             return self._push_prompt(step)
-        if self.num_tokens >= self._max_tokens:
-            return self.end("length")
-        if step.token in self._texts.stop_tokens:
-            return Piece(self.index)
         self.num_tokens += 1
         for place, weight in enumerate(step.weights):
             self.weights[place] += weight
@@ -73,8 +65,7 @@ class Choice:
 
     def end(self, reason: str) -> Piece:
         """The engine is done: what was held back, and the reason."""
-        rest = "" if self._max_tokens == 0 else self._decoding.end()
-        text = self._stops.push(rest)
+        text = self._stops.push(self._decoding.end())
         text += "" if self._stops.found else self._stops.end()
         piece = self._tell(text)
         if not self._stops.found:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from moiety.errors import ConfigError
+from moiety.errors import ConfigError, StateError
 from moiety.model import Mixture
 from moiety.serve.answers import Answer
 from moiety.serve.jobs import TOP_LOGPROBS_MAX, Ending, Job, Load, Overloaded
@@ -91,12 +91,13 @@ class LocalEngine:
         Raises:
             Overloaded: as many wait as may.
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
+            StateError: the engine is closed.
         """
         self._check(job)
         answer = Answer(self._cancel)
         with self._change:
             if self._closed:
-                raise ConfigError("the engine is closed")
+                raise StateError("the engine is closed")
             gone = self._gone & set(job.slots)
             if gone:
                 raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
@@ -177,23 +178,21 @@ class LocalEngine:
             with torch.inference_mode():
                 while self._take_up():
                     self._step()
+        except Exception:
+            LOG.exception("the engine has died")
         finally:
-            # Also when the thread dies of what nobody expected: no reader is left waiting.
+            # Whatever state the rest is in: no reader is left waiting.
             with self._change:
                 self._closed = True
-                left = [answer for _, answer in self._waiting]
-                self._waiting.clear()
-            self._stepper.leaving(lambda _: True, CLOSED)
+                rows, waiting = self._stepper.board.rows, self._waiting
+                left = [row.answer for row in rows] + [answer for _, answer in waiting]
+                rows.clear()
+                waiting.clear()
             for answer in left:
                 answer.give([CLOSED])
 
     def _step(self) -> None:
-        try:
-            ended = self._stepper.step()
-        except Exception:
-            LOG.exception("a step failed, and what it left could not be tidied up")
-            self._stepper.leaving(lambda _: True, FAILED)
-            return
+        ended = self._stepper.step()
         now = time.monotonic()
         for row in ended:
             self._job_seconds += 0.1 * (now - row.begun - self._job_seconds)

@@ -33,8 +33,8 @@ class Job:
     ``prompt`` begins with the separator, as a text does everywhere. ``slots`` are the experts it
     may use, ascending, 0 (the anchor) always among them. ``tenant`` says whose cached keys and
     values it may share: derived by the server, never the caller's word. ``temperature`` 0 is
-    greedy. ``top_logprobs`` is how many alternatives each step tells, 0 to ``TOP_LOGPROBS_MAX``;
-    the chosen token's logprob is always told.
+    greedy, ``max_tokens`` 0 only scores the prompt. ``top_logprobs`` is how many alternatives each
+    step tells, 0 to ``TOP_LOGPROBS_MAX``; the chosen token's logprob is always told.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +53,7 @@ class Job:
 class Step:
     """One token of an answer, or, before the first of them and where asked for, of the prompt.
 
+    A stop token ends the answer and is no step.
     ``logprob`` is in nats, of the model's own distribution, before temperature and top-p; ``top``
     the likeliest tokens with theirs. ``weights`` are the router's of each of the job's slots where
     this token was computed. ``prompt`` is true for a token of the prompt: its first token, which
@@ -116,6 +117,7 @@ class Engine(Protocol):
         Raises:
             Overloaded: as many wait as may.
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
+            StateError: the engine is closed.
         """
         ...
 
