@@ -18,7 +18,6 @@ from moiety.merge import load_release
 from moiety.serve import ServePlan, door, load_engine
 from moiety.serve.engine import Limits, LocalEngine
 from moiety.serve.jobs import Ending, Step
-from moiety.serve.running import QUEUE_STEPS
 
 BODY = {"model": NAME, "prompt": "ba", "max_tokens": 20, "temperature": 0}
 SLOTS = ("anchor", "amy", "bob", "cat")
@@ -163,7 +162,6 @@ def test_a_slow_reader_holds_little_and_is_dropped(release, tmp_path, monkeypatc
             assert settled(lambda: engine.streams and engine.streams[0].cancelled.is_set(), 30)
         assert settled(lambda: not live.house.runs.now)
         assert live.house.limits._running["local"] == 0
-        assert QUEUE_STEPS < 1000
 
 
 def test_a_body_that_comes_too_slowly_is_not_waited_for(release, tmp_path, monkeypatch):
