@@ -16,7 +16,7 @@ from tests.serve.asking import OWNERS, answers, ask, engine, greedy_alone, read,
 
 from moiety.errors import ConfigError, StateError
 from moiety.serve import Ending, Limits, LocalEngine, Overloaded
-from moiety.serve.decoder import Share
+from moiety.serve.decoder import shares_of
 
 PROMPT = tuple(range(2, 42))
 LONG = {"max_tokens": 80, "stop_tokens": frozenset()}
@@ -205,9 +205,9 @@ def test_a_removed_expert_is_gone(tiny_world, oracle, prompts):
             running.remove([0])
         job = ask(prompts[0], slots=(0, 1, 3))
         assert text(oracle, answers(running, [job])[0]) == greedy_alone(oracle, job)
-        hidden, share = torch.zeros(1, tiny.WIDTH), Share(2, None, torch.ones(1, 1))
+        shares = shares_of(torch.tensor([[0.5, 0.0, 0.5, 0.0]]))
         with pytest.raises(StateError, match="removed"):
-            decoder._blocks[0].mixed(hidden, [share])
+            decoder._blocks[0].mixed(torch.zeros(1, tiny.WIDTH), shares)
         running.remove([2])  # again: nothing happens
     running.remove([3])  # after the end: still gone
     assert decoder._blocks[0].experts[3] is None
