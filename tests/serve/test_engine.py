@@ -228,7 +228,7 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(tiny_world, oracle,
         jobs = [ask(prompts[n % 3]) for n in range(5)]
         found = answers(running, jobs)
         reasons = [ending.reason for _, ending in found]
-        assert reasons.count("failed") == 2
+        assert 1 <= reasons.count("failed") <= 2
         assert "out of memory" not in str(found)
         assert "out of memory" in caplog.text
         for job, one in zip(jobs, found, strict=True):
