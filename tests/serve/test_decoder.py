@@ -8,6 +8,7 @@ from tests import tiny
 from tests.serve.asking import answers, ask, engine
 
 from moiety.merge import load_release
+from moiety.serve.decoder import shares_of
 from moiety.serve.packed import FeedForward, LowRankFeedForward, Packed
 
 PROMPT = tuple(range(2, 40))
@@ -50,6 +51,23 @@ def test_half_the_bits_say_nearly_the_same(tiny_world):
         rest = logprobs_of(oracle, list(job.prompt))
         off = [abs(a - b) for a, b in zip(logprobs, rest, strict=False)]
         assert sum(off) / len(off) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_are_the_weights_that_are_not_zero(seed):
+    rng = torch.Generator().manual_seed(seed)
+    weights = torch.rand(9, 5, generator=rng)
+    weights[torch.rand(9, 5, generator=rng) < 0.1 * (seed % 10)] = 0
+    shares = shares_of(weights)
+    found = torch.zeros_like(weights)
+    for slot, weight in shares.whole:
+        assert (weight != 0).all()
+        found[:, slot] = weight[:, 0]
+    slots = [slot for slot, n in zip(shares.some, shares.counts, strict=True) for _ in range(n)]
+    for slot, row, weight in zip(slots, shares.row_M, shares.weight_M1[:, 0], strict=True):
+        assert weight != 0
+        found[row, slot] += weight
+    assert torch.equal(found, weights)
 
 
 def test_packed_blocks_are_the_modules_they_were_made_of(tiny_world):

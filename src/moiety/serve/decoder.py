@@ -1,6 +1,7 @@
 """The backbone and its experts, run on tokens of many requests laid end to end.
 
-Legend: N token of a pass, D width, V vocabulary, S slot, H head, W width of a head, C position.
+Legend: N token of a pass, M token of an expert that runs on some, D width, V vocabulary, S slot,
+H head, W width of a head, C position.
 
 What ``transformers`` computes with a mixture in its layers, without its batch: rows of different
 lengths need no padding, and a step of all requests is one product with each matrix. The law that
@@ -26,12 +27,18 @@ Expert = FeedForward | LowRankFeedForward
 
 
 @dataclass(frozen=True)
-class Share:
-    """The tokens one expert runs on, None for all of them, and its weight on each."""
+class Shares:
+    """Which experts run on which tokens of a pass, and with what weight.
 
-    slot: int
-    rows: Tensor | None
-    weight_N1: Tensor
+    ``whole`` are the slots that run on all tokens, with their weights. ``some`` are the slots that
+    run on ``counts`` of them: on ``row_M`` with ``weight_M1``, slot after slot.
+    """
+
+    whole: list[tuple[int, Tensor]]
+    some: list[int]
+    counts: list[int]
+    row_M: Tensor
+    weight_M1: Tensor
 
 
 class Decoder:
@@ -75,18 +82,20 @@ class Decoder:
             block.experts[slot] = None
 
 
-def shares_of(weights_NS: Tensor) -> list[Share]:
+def shares_of(weights_NS: Tensor) -> Shares:
     """Who runs on which tokens: an expert without weight on a token never sees it."""
-    chosen_NS = weights_NS != 0
-    shares = []
-    for slot, count in enumerate(chosen_NS.sum(dim=0).tolist()):
-        weight_N1 = weights_NS[:, slot : slot + 1]
-        if count == len(weights_NS):
-            shares.append(Share(slot, None, weight_N1))
-        elif count:
-            rows = chosen_NS[:, slot].nonzero()[:, 0]
-            shares.append(Share(slot, rows, weight_N1[rows]))
-    return shares
+    counts = (weights_NS != 0).sum(dim=0).tolist()
+    whole = [slot for slot, count in enumerate(counts) if count == len(weights_NS)]
+    some = [slot for slot, count in enumerate(counts) if 0 < count < len(weights_NS)]
+    weights_SN = weights_NS[:, some].T
+    slot_M, row_M = weights_SN.nonzero(as_tuple=True)
+    return Shares(
+        [(slot, weights_NS[:, slot : slot + 1]) for slot in whole],
+        some,
+        [counts[slot] for slot in some],
+        row_M,
+        weights_SN[slot_M, row_M][:, None],
+    )
 
 
 class _Block:
@@ -120,18 +129,22 @@ class _Block:
         found = attention(number, both_NHW[:, :heads], both_NHW[:, heads:], value_NHW)
         return hidden_ND + self._norm_attended(self._out(found.flatten(1)))
 
-    def mixed(self, hidden_ND: Tensor, shares: list[Share]) -> Tensor:
+    def mixed(self, hidden_ND: Tensor, shares: Shares) -> Tensor:
         mixed_ND = torch.zeros_like(hidden_ND)
-        for share in shares:
-            expert = self.experts[share.slot]
-            if expert is None:
-                raise StateError(f"the expert in slot {share.slot} was removed")
-            if share.rows is None:
-                mixed_ND.addcmul_(share.weight_N1, expert(hidden_ND))
-            else:
-                part = share.weight_N1 * expert(hidden_ND[share.rows])
-                mixed_ND.index_add_(0, share.rows, part)
+        for slot, weight_N1 in shares.whole:
+            mixed_ND.addcmul_(weight_N1, self._run(slot, hidden_ND))
+        if shares.some:
+            chosen = torch.split(hidden_ND.index_select(0, shares.row_M), shares.counts)
+            pairs = zip(shares.some, chosen, strict=True)
+            parts_MD = torch.cat([self._run(slot, part) for slot, part in pairs])
+            mixed_ND.index_add_(0, shares.row_M, parts_MD.mul_(shares.weight_M1))
         return hidden_ND + self._norm_mixed(mixed_ND)
+
+    def _run(self, slot: int, hidden_ND: Tensor) -> Tensor:
+        expert = self.experts[slot]
+        if expert is None:
+            raise StateError(f"the expert in slot {slot} was removed")
+        return expert(hidden_ND)
 
 
 class _Norm:

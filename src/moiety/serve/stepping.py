@@ -95,6 +95,8 @@ class Stepper:
     def step(self) -> list[Row]:
         """One step of all that runs; returns who has come to an end."""
         feeds = self.board.feeds(self._step_tokens)
+        if not feeds:  # everybody has hung up
+            return []
         try:
             outputs = self._outputs(feeds)
         except Exception:
