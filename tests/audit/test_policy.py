@@ -20,7 +20,7 @@ def written(tmp_path, text):
 
 def test_the_page_shows_the_default_policy(tmp_path):
     (shown,) = [block for block in blocks("toml") if "extracted_excess" in block.text]
-    assert shown.text in sections(DOCS / "formats.md")["policy.toml"]
+    assert shown.text in sections(DOCS / "formats.md")["audit-policy.toml"]
     assert tomllib.loads(shown.text) == Policy().model_dump()
     assert read_policy(written(tmp_path, shown.text)) == read_policy(None) == Policy()
 

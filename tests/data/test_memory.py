@@ -17,6 +17,7 @@ from pathlib import Path
 from moiety.data import pack_split
 from moiety.data.tokenizer import train_tokenizer
 from moiety.data.reading import read_documents
+from moiety.data.tokenizer import train_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 if sys.argv[3] == "pieces":
     tokenizer = train_tokenizer(["some words to begin with " * 20], 300)

@@ -20,6 +20,7 @@ from moiety.evaluate.report import Evaluation
 from moiety.merge.exporting import ExportPaper
 from moiety.merge.roster import Roster
 from moiety.privacy.ledger import LedgerPaper
+from moiety.serve.policy import PolicyPaper
 from moiety.study.paper import StudyReport
 from moiety.study.plan import StudyPlan
 from moiety.train.trained import TrainedPaper
@@ -39,10 +40,11 @@ PAPERS: dict[str, type[BaseModel]] = {
     "roster.json": Roster,
     "export.json": ExportPaper,
     "terms.toml": papers.Terms,
-    "policy.toml": audits.Policy,
+    "audit-policy.toml": audits.Policy,
     "packed.json": PackedPaper,
     "report.json": Evaluation,
     "report.json of an audit": audits.AuditReport,
+    "policy.toml": PolicyPaper,
     "STUDY.toml": StudyPlan,
     "report.json of a study": StudyReport,
 }
@@ -122,6 +124,7 @@ def test_every_limit_of_the_signed_papers_is_told() -> None:
     names = ("bundle.anchors", "bundle.audits", "bundle.orders", "bundle.papers", "bundle.signing")
     names += ("bundle.summary",)
     names += ("bundle.verify", "bundle.weights", "files", "tensors", "merge.roster")
+    names += ("serve.door", "serve.policy", "serve.requests", "serve.jobs")
     real = {
         f"{name}.{constant}"
         for name in names

@@ -30,7 +30,7 @@ errors
 """
 LEVEL = {room: level for level, line in enumerate(LAYERS.splitlines()) for room in line.split()}
 NO_TORCH = ("bundle", "hub")
-NO_TORCH_AT_IMPORT = ("merge", "cli", *NO_TORCH)
+NO_TORCH_AT_IMPORT = ("merge", "cli", "serve", *NO_TORCH)
 TORCH_USERS = ("torch", "transformers", "datasets", "safetensors", "matplotlib", "pyarrow")
 STRANGERS = {("audit", "train"), ("audit", "privacy")}
 """The auditor shares no code with the audited."""

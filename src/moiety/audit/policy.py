@@ -1,4 +1,4 @@
-"""``policy.toml``: what an owner accepts, in a file of a few lines."""
+"""``audit-policy.toml``: what an owner accepts, in a file of a few lines."""
 
 from __future__ import annotations
 

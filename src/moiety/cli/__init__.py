@@ -17,6 +17,7 @@ from moiety.cli import (
     doctor,
     releases,
     screen,
+    serving,
     studies,
     training,
     tuning,
@@ -40,7 +41,8 @@ app = typer.Typer(
     help="Language models made together by organisations that cannot share their text. "
     "Train an expert at home, merge experts of owners who never met, withdraw any of them exactly.",
 )
-OWNER, COORDINATOR, USER, RESEARCHER = "Owner", "Coordinator", "Everybody", "Researcher"
+OWNER, COORDINATOR, OPERATOR = "Owner", "Coordinator", "Operator"
+USER, RESEARCHER = "Everybody", "Researcher"
 
 app.add_typer(anchors.app, name="anchor", rich_help_panel=COORDINATOR)
 app.command(rich_help_panel=OWNER)(training.train)
@@ -59,6 +61,9 @@ app.command(rich_help_panel=COORDINATOR)(tuning.untune)
 app.command("eval", rich_help_panel=COORDINATOR)(using.eval_)
 app.command(rich_help_panel=COORDINATOR)(using.attribute)
 app.command(rich_help_panel=USER)(using.generate)
+app.command(rich_help_panel=OPERATOR)(serving.serve)
+app.command("serve-key", rich_help_panel=OPERATOR)(serving.serve_key)
+app.add_typer(serving.usage, name="usage", rich_help_panel=OPERATOR)
 app.command(rich_help_panel=RESEARCHER)(studies.study)
 app.command(rich_help_panel=USER)(demo.demo)
 app.command(rich_help_panel=USER)(doctor.doctor)

@@ -130,6 +130,11 @@ class PlainEncoder:
             ids = np.array(encoding.ids, dtype=self.dtype)
             yield self._encode_apart(document) if self._separator in ids else ids
 
+    def encode_text(self, text: str, where: str) -> list[int]:
+        """The tokens of one text; ``where`` is what an error calls its place."""
+        (ids,) = self.encode([Document(text, record="", where=where)])
+        return [int(number) for number in ids]
+
     def _encode_apart(self, document: Document) -> npt.NDArray[Any]:
         """Some vocabularies reach the separator's id from plain text: cut its spelling in two."""
         head, tail = self._separator_text[:1], self._separator_text[1:]

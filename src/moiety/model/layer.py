@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moiety.errors import ConfigError
-from moiety.model.evidence import Borders, EvidenceCache, continued_evidence, evidence
+from moiety.model.evidence import Borders, EvidenceCache, Sums, continued_evidence, evidence
 
 Witness = Callable[[Tensor], None]
 """Is told a pass's weights ``[B, T, E]`` over the slots in use, zero at padding."""
@@ -84,6 +84,23 @@ class Routing:
             return probs_BTE
         kept = probs_BTE.topk(top_k, dim=-1)
         return torch.zeros_like(probs_BTE).scatter(-1, kept.indices, kept.values)
+
+    def follow(
+        self, tokens_BT: Tensor, allowed_BS: Tensor, total_BS: Tensor, count_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of tokens that go on from earlier ones, for who keeps the state outside a cache.
+
+        ``total_BS`` and ``count_B`` are the evidence so far and how many tokens gave it; zeros at
+        the beginning of a text.
+
+        Returns:
+            weights ``[B, T, S]`` over all slots, zero where a row does not allow one; then the
+            evidence and the count to go on with.
+        """
+        scores_BTS = self.table_SV[:, tokens_BT].permute(1, 2, 0)
+        logits_BTS, sums = continued_evidence(scores_BTS, None, Sums(total_BS, count_B))
+        with self.using(tuple(range(len(self.table_SV))), allowed_BS):
+            return self.choose(logits_BTS), sums.total_BE, sums.count_B
 
     def observe(self, weights_BTE: Tensor, valid_BT: Tensor | None) -> None:
         """Adds a pass's weights to the shares, where somebody watches, and tells the witness."""

@@ -1,0 +1,136 @@
+"""``moiety serve``, ``serve-key``, ``usage``: a release for others, who may ask, who was used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moiety.cli import screen
+from moiety.cli.options import AsJson, Device, ReleaseFolder
+from moiety.errors import ConfigError
+
+usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
+
+Engine = Annotated[Literal["local"], typer.Option(help="What computes.")]
+
+
+def serve(
+    release: ReleaseFolder,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Public port; 0: any free one.")] = 8000,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port for withdrawals, on 127.0.0.1 always.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the model is called; default: as the folder.")
+    ] = None,
+    usage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Database of usage; default: SQLite beside the release."),
+    ] = None,
+    receipt_key: Annotated[
+        Path | None,
+        typer.Option(help="Coordinator's key: withdrawals change the folder, with a receipt."),
+    ] = None,
+    engine: Engine = "local",
+    device: Device = "cpu",
+) -> None:
+    """Answer OpenAI's completions and chats, each request with the experts it may use.
+
+    App developers change nothing but the base URL: http://HOST:PORT/v1. A request names experts by
+    its model (NAME+hospital, NAME-court) or in an object moiety; one that names none uses all that
+    its key, its purpose and the owners' terms allow, and the answer says which.
+
+    Without --policy it listens on this machine alone and needs no key. Make keys with serve-key.
+    With --admin-port, POST an owner's order to /admin/withdraw: requests that use the expert end
+    within a second. Ctrl-C lets running requests end first; again: at once.
+
+    Example: moiety serve release/
+
+    Example: moiety serve release/ --policy policy.toml --host 0.0.0.0 --admin-port 8001
+    """
+    with _extra():
+        from moiety.serve import ServePlan, Server, jobs, load_engine
+
+    engines = {"local": load_engine}
+    plan = ServePlan(
+        release=release,
+        policy=policy,
+        host=host,
+        port=port,
+        admin_port=admin_port,
+        name=name,
+        usage=usage,
+        receipt_key=receipt_key,
+    )
+
+    def load() -> jobs.Engine:
+        screen.quiet_libraries()  # in here: health answers while libraries are loaded
+        return engines[engine](release, device=device)
+
+    Server(plan, load, screen.note).run()
+    screen.note("stopped; usage is written")
+
+
+def serve_key(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="What the key is called in usage.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a key for an app. It is shown once; the policy keeps its hash.
+
+    Paste the lines into policy.toml and fill in what the key may have. For the admin port use the
+    hash alone, under [admin].
+
+    Example: moiety serve-key app
+    """
+    with _extra():
+        from moiety.serve import policy
+
+    secret, kept = policy.new_key()
+    screen.note(f"the key, shown this once: {secret}")
+    screen.say("[[keys]]", f'id = "{id_}"', f'hash = "{kept}"', "experts = []", "purposes = []")
+    if as_json:
+        screen.print_json({"id": id_, "key": secret, "hash": kept})
+
+
+@usage.command("export")
+def export_usage(
+    release: ReleaseFolder,
+    out: Annotated[Path, typer.Option(help="File to write: .csv or .parquet.")],
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where it was written, if not the default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write who used whom: requests, tokens and routing share by hour, key and expert.
+
+    The server may be running. An expert's share of an hour is share_sum / completion_tokens.
+
+    Example: moiety usage export release/ --out usage.csv
+    """
+    with _extra():
+        from moiety.serve import usage as books
+
+    count = books.export_usage(url or books.default_url(release), out)
+    screen.say(f"{count:,} rows at {out}")
+    if as_json:
+        screen.print_json({"usage": str(out), "rows": count})
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """What an installation without the extra is told."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"serving needs {error.name}, which is not installed",
+            remedy="pip install 'moiety[serve]'",
+        ) from None

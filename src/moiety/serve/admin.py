@@ -1,0 +1,62 @@
+"""The admin port: withdrawals, a new policy, who is served. Another port, another key."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from moiety.bundle import orders
+from moiety.errors import ConfigError, TrustError
+from moiety.serve import metrics
+from moiety.serve.api import bare_app
+from moiety.serve.door import Door, read_bytes
+from moiety.serve.house import House
+from moiety.serve.refusals import RefusalError, bad_request, json_response
+
+
+def admin_app(house: House) -> ASGIApp:
+    """The application of the admin port. All of it needs the admin key."""
+    app = bare_app("Moiety, for whoever administers")
+
+    @app.post("/admin/withdraw")
+    async def withdraw(request: Request) -> Response:
+        """Obey an owner's signed order, which is the body."""
+        data = await read_bytes(request.receive, orders.ORDER_MAX_BYTES)
+        with tempfile.TemporaryDirectory(prefix="moiety-order-") as folder:
+            order = Path(folder) / "order.json"
+            order.write_bytes(data)
+            try:
+                return json_response(await house.withdraw(order))
+            except TrustError as error:
+                raise RefusalError(403, error.message, code="order_refused") from None
+
+    @app.post("/admin/reload")
+    async def reload() -> Response:
+        """Read the policy anew."""
+        try:
+            remarks = house.reload()
+        except ConfigError as error:
+            raise bad_request(f"the old policy stays: {error}", code="bad_policy") from None
+        keys = [] if house.policy is None else sorted(house.policy.keys)
+        return json_response({"keys": keys, "remarks": remarks})
+
+    @app.get("/admin/roster")
+    async def roster() -> Response:
+        """Who is served, with terms, and the digest in answers."""
+        served = house.served
+        told = {"name": served.name, "roster": served.digest, "experts": served.describe()}
+        return json_response({**told, "ready": house.why_not_ready() is None})
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        """For Prometheus."""
+        return Response(house.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    def uncounted(_key: str, _status: int) -> None:
+        return
+
+    return Door(app, house.find_admin, frozenset(), uncounted, local=True)

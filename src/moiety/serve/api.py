@@ -1,0 +1,204 @@
+"""The public routes: completions, chats, models, health, metrics; in OpenAI's forms."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from moiety.serve import metrics
+from moiety.serve.answering import BROKEN, EventStream, whole
+from moiety.serve.asking import begin
+from moiety.serve.door import ClientGoneError, Door, read_body, while_there
+from moiety.serve.house import House
+from moiety.serve.naming import ANCHOR, UnknownModelError, parse_model
+from moiety.serve.policy import Rights
+from moiety.serve.refusals import RefusalError, json_response, not_valid
+from moiety.serve.requests import Asked, ChatRequest, CompletionRequest, Extension
+
+OPEN = frozenset({"/health", "/openapi.json"})
+"""What is answered without a key: whether it works, and how it is used."""
+
+CLIENT_GONE = 499
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+AskedType = TypeVar("AskedType", bound=Asked)
+
+
+def public_app(house: House) -> ASGIApp:
+    """The application of the public port."""
+    app = bare_app("Moiety")
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    _add_answers(app, house)
+    _add_models(app, house)
+    _add_states(app, house)
+    local = house.policy is None
+    return Door(app, house.find, OPEN, house.metrics.answered, local=local)
+
+
+def bare_app(title: str) -> FastAPI:
+    """An application without routes, in which every error has one form."""
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    async def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusalError)
+        return error.response()
+
+    async def unknown(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = _CODES.get(error.status_code, "invalid_request")
+        told = f"{error.detail}; see /openapi.json"
+        return RefusalError(error.status_code, told, code=code, headers=error.headers).response()
+
+    async def broken(_request: Request, _error: Exception) -> Response:
+        return BROKEN.response()
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(RefusalError, refused)
+    app.add_exception_handler(HTTPException, unknown)
+    app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(Exception, broken)
+    return app
+
+
+def _add_answers(app: FastAPI, house: House) -> None:
+    @app.post("/v1/completions", **_told(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continue a text."""
+        return await _answer(house, request, CompletionRequest)
+
+    @app.post("/v1/chat/completions", **_told(ChatRequest))
+    async def chat(request: Request) -> Response:
+        """Answer in a chat; where the tokenizer has a chat template."""
+        return await _answer(house, request, ChatRequest)
+
+
+async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
+    rights: Rights = request.state.rights
+    body = await read_body(request.scope, request.receive)
+    asked = parse(kind, body)
+    begun = await begin(house, rights, asked)
+    if asked.stream:
+        return EventStream(house, begun, usage=asked.wants_usage)
+    try:
+        return json_response(await while_there(request.receive, whole(house, begun)))
+    finally:
+        with suppress(RefusalError):
+            await house.runs.finish(begun.run)
+
+
+def parse(kind: type[AskedType], body: Any) -> AskedType:
+    """A body as a request. Raises ``RefusalError`` that names the first field that is wrong."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise not_valid(error) from None
+
+
+def _add_models(app: FastAPI, house: House) -> None:
+    served = house.served
+
+    @app.get("/v1/models", responses=REFUSALS)
+    async def models(request: Request) -> Response:
+        """Every model id that this key can use."""
+        ids = list(_model_ids(house, request.state.rights))
+        return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
+
+    @app.get("/v1/models/{model:path}", responses=REFUSALS)
+    async def model(request: Request, model: str) -> Response:
+        """One model id, and the experts a request with it would use now."""
+        chosen = served.choose(request.state.rights, model, Extension())
+        told = {"experts": list(chosen.names), "roster": chosen.digest}
+        return json_response({**_model(house, model), "moiety": told})
+
+
+def _model_ids(house: House, rights: Rights) -> list[str]:
+    """The whole set, each expert alone, everybody but one: what has a name that reads one way."""
+    served, found = house.served, [house.served.name]
+    if rights.bound is not None:
+        return found
+    purpose = served.usual_purpose(rights)
+    usable = [name for name in served.usable(rights, purpose) if name != ANCHOR]
+    for sign in "+-":
+        for name in usable:
+            with suppress(UnknownModelError):
+                parse_model(f"{served.name}{sign}{name}", served.name, served.names)
+                found.append(f"{served.name}{sign}{name}")
+    return found
+
+
+def _model(house: House, model: str) -> dict[str, Any]:
+    return {
+        "id": model,
+        "object": "model",
+        "created": house.served.created,
+        "owned_by": house.served.name,
+    }
+
+
+def _add_states(app: FastAPI, house: House) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """200 when requests are answered, 503 and why when they are not."""
+        problem = house.why_not_ready()
+        if problem is None:
+            return json_response({"status": "ready"})
+        return json_response({"status": "not ready", "why": problem}, 503)
+
+    @app.get("/metrics", responses=REFUSALS)
+    async def scrape() -> Response:
+        """For Prometheus; with the admin key where there is a policy."""
+        return Response(house.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+
+_REFUSED = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "refused", "content": {"application/json": {"schema": _REFUSED}}}
+    for status in _STATUSES
+}
+
+
+def _told(kind: type[Asked]) -> dict[str, Any]:
+    """What the description says of a route whose body is read by hand."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+    answer = {"application/json": {"schema": {"type": "object"}}, **streamed}
+    done = {200: {"description": "the answer, whole or as events", "content": answer}}
+    return {"responses": done | REFUSALS, "openapi_extra": {"requestBody": body}}
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        told = FastAPI.openapi(app)
+        kinds = [(kind, "validation") for kind in (CompletionRequest, ChatRequest)]
+        _, defs = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        told.setdefault("components", {}).setdefault("schemas", {}).update(defs["$defs"])
+        told["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        told["security"] = [{"key": []}]
+        app.openapi_schema = told
+    return app.openapi_schema

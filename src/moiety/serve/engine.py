@@ -1,0 +1,244 @@
+"""The engine of this package: requests of many at once on one release, in a thread of its own.
+
+Whoever submits, cancels or removes does so from any thread; between two steps the engine's thread
+takes up what was asked. Nothing but that thread touches the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from moiety.errors import ConfigError, StateError
+from moiety.model import Mixture
+from moiety.serve.answers import Answer
+from moiety.serve.jobs import TOP_LOGPROBS_MAX, Ending, Job, Load, Overloaded
+from moiety.serve.stepping import FAILED, Stepper
+
+LOG = logging.getLogger(__name__)
+
+WITHDRAWN = Ending("withdrawn", "an expert that this request uses was withdrawn")
+CANCELLED = Ending("cancelled")
+CLOSED = Ending("failed", "the server is closing")
+RETRY_SECONDS_MAX = 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine takes on.
+
+    ``places`` run at once and ``waiting`` more wait; a step takes about ``step_tokens`` tokens, and
+    the cache of beginnings holds ``cache_bytes`` of keys and values.
+    """
+
+    places: int = 16
+    waiting: int = 64
+    step_tokens: int = 128
+    cache_bytes: int = 256 * 1024**2
+
+
+@dataclass(eq=False)
+class _Removal:
+    slots: frozenset[int]
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class LocalEngine:
+    """Runs jobs on a mixture, which it takes over: its weights move, and it is of no further use.
+
+    Raises:
+        ConfigError: limits of nothing.
+    """
+
+    def __init__(self, mixture: Mixture, limits: Limits | None = None) -> None:
+        self._limits = limits = limits or Limits()
+        if (
+            min(limits.places, limits.step_tokens) < 1
+            or min(limits.waiting, limits.cache_bytes) < 0
+        ):
+            raise ConfigError("an engine needs a place, and a token a step")
+        self.names = tuple(mixture.names)
+        self.max_context = int(mixture.backbone.config.max_position_embeddings)
+        self._vocabulary = int(mixture.backbone.config.vocab_size)
+        with torch.inference_mode():
+            self._stepper = Stepper(
+                mixture,
+                places=limits.places,
+                positions=self.max_context,
+                step_tokens=limits.step_tokens,
+                cache_bytes=limits.cache_bytes,
+            )
+        self._change = threading.Condition()
+        self._waiting: deque[tuple[Job, Answer]] = deque()
+        self._cancelled: set[Answer] = set()
+        self._removals: list[_Removal] = []
+        self._gone: frozenset[int] = frozenset()
+        self._closed = False
+        self._job_seconds = 1.0
+        self._thread = threading.Thread(target=self._run, name="moiety-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> Answer:
+        """Takes a job. Raises before any work.
+
+        Raises:
+            Overloaded: as many wait as may.
+            ConfigError: too long, an unknown or a removed slot, a setting out of its range.
+            StateError: the engine is closed.
+        """
+        self._check(job)
+        answer = Answer(self._cancel)
+        with self._change:
+            if self._closed:
+                raise StateError("the engine is closed")
+            gone = self._gone & set(job.slots)
+            if gone:
+                raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
+            free = self._limits.places - len(self._stepper.board.rows)
+            if len(self._waiting) >= self._limits.waiting + max(0, free):
+                raise Overloaded(self._retry_seconds())
+            self._waiting.append((job, answer))
+            self._change.notify()
+        return answer
+
+    def remove(self, slots: Iterable[int]) -> None:
+        """Withdraws experts: from when this returns, none of them is touched again.
+
+        Raises:
+            ConfigError: a slot that does not exist, or the anchor's.
+        """
+        removal = _Removal(frozenset(slots))
+        if not removal.slots <= set(range(1, len(self.names))):
+            raise ConfigError("only experts of the release can be removed, and not the anchor")
+        with self._change:
+            self._gone |= removal.slots
+            self._removals.append(removal)
+            self._change.notify()
+        while not removal.done.wait(timeout=1):
+            if not self._thread.is_alive():
+                self._carry_out([removal])
+
+    def load(self) -> Load:
+        """How busy the engine is now."""
+        stepper = self._stepper
+        return Load(
+            running=len(stepper.board.rows),
+            waiting=len(self._waiting),
+            capacity=self._limits.places,
+            cached_tokens=stepper.cached,
+            generated_tokens=stepper.made,
+        )
+
+    def close(self) -> None:
+        """Ends every job and the engine's thread."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def _cancel(self, answer: Answer) -> None:
+        with self._change:
+            if not self._closed:
+                self._cancelled.add(answer)
+                self._change.notify()
+
+    def _check(self, job: Job) -> None:
+        slots = job.slots
+        if tuple(sorted(set(slots))) != slots or not {0} <= set(slots) <= set(
+            range(len(self.names))
+        ):
+            raise ConfigError("slots must be the release's, ascending, the anchor's among them")
+        if not job.prompt:
+            raise ConfigError("the prompt is empty")
+        if not 0 <= min(job.prompt) <= max(job.prompt) < self._vocabulary:
+            raise ConfigError("the prompt has tokens that are not in the vocabulary")
+        if len(job.prompt) + job.max_tokens > self.max_context:
+            raise ConfigError(
+                f"{len(job.prompt)} tokens of prompt and {job.max_tokens} of answer are more than "
+                f"the model's {self.max_context}"
+            )
+        if not 0 <= job.temperature < math.inf or not 0 < job.top_p <= 1 or job.max_tokens < 0:
+            raise ConfigError("temperature must be >= 0, top_p in (0, 1], max tokens >= 0")
+        if not 0 <= job.top_logprobs <= TOP_LOGPROBS_MAX:
+            raise ConfigError(f"top logprobs must be 0 to {TOP_LOGPROBS_MAX}")
+
+    def _retry_seconds(self) -> int:
+        turns = (len(self._waiting) + 1) / self._limits.places
+        return min(RETRY_SECONDS_MAX, math.ceil(turns * self._job_seconds))
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._take_up():
+                    self._step()
+        except Exception:
+            LOG.exception("the engine has died")
+        finally:
+            # Whatever state the rest is in: no reader is left waiting.
+            with self._change:
+                self._closed = True
+                rows, waiting = self._stepper.board.rows, self._waiting
+                left = [row.answer for row in rows] + [answer for _, answer in waiting]
+                rows.clear()
+                waiting.clear()
+            for answer in left:
+                answer.give([CLOSED])
+
+    def _step(self) -> None:
+        ended = self._stepper.step()
+        now = time.monotonic()
+        for row in ended:
+            self._job_seconds += 0.1 * (now - row.begun - self._job_seconds)
+
+    def _take_up(self) -> bool:
+        """Waits for work and takes up what was asked; false when the engine is to end."""
+        board = self._stepper.board
+        with self._change:
+            while not (self._closed or self._waiting or board.rows or self._removals):
+                self._cancelled.clear()
+                self._change.wait()
+            if self._closed:
+                return False
+            cancelled, self._cancelled = self._cancelled, set()
+            removals, self._removals = self._removals, []
+            stale = self._drop_waiting(cancelled) if cancelled or removals else []
+        for answer, ending in stale:
+            answer.give([ending])
+        if cancelled:
+            self._stepper.leaving(lambda row: row.answer in cancelled, CANCELLED)
+        self._carry_out(removals)
+        self._admit()
+        return True
+
+    def _admit(self) -> None:
+        while len(self._stepper.board.rows) < self._limits.places:
+            with self._change:
+                if not self._waiting:
+                    return
+                job, answer = self._waiting.popleft()
+            try:
+                self._stepper.enter(job, answer)
+            except Exception:
+                LOG.exception("a request could not be begun")
+                answer.give([FAILED])
+
+    def _drop_waiting(self, cancelled: set[Answer]) -> list[tuple[Answer, Ending]]:
+        """Takes out of the queue who has hung up, or names a removed expert."""
+        stale = []
+        for job, answer in list(self._waiting):
+            if answer in cancelled or self._gone & set(job.slots):
+                self._waiting.remove((job, answer))
+                stale.append((answer, CANCELLED if answer in cancelled else WITHDRAWN))
+        return stale
+
+    def _carry_out(self, removals: list[_Removal]) -> None:
+        for removal in removals:
+            self._stepper.remove(removal.slots, WITHDRAWN)
+            removal.done.set()

@@ -1,0 +1,209 @@
+"""A server's state: the release, the policy, the engine, the books, and the requests under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moiety.errors import MoietyError, StateError, TrustError
+from moiety.serve.jobs import Engine, Load
+from moiety.serve.limits import Limits
+from moiety.serve.metrics import Metrics
+from moiety.serve.policy import LOCAL, Policy, Rights, is_key, read_policy, unknown_experts
+from moiety.serve.refusals import RefusalError
+from moiety.serve.running import Runs
+from moiety.serve.served import Served
+from moiety.serve.texts import Texts
+from moiety.serve.usage import Books
+
+CHECK_SECONDS = 0.5
+LOADING = "the model is being loaded"
+STOPPING = "the server is stopping"
+LOAD_SECONDS = 5
+
+
+class House:
+    """Everything that requests share. Belongs to one event loop.
+
+    ``engine`` is handed in when it is loaded; until then ``why_not_ready`` says so.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        books: Books,
+        *,
+        policy: Path | None = None,
+        receipt_key: Path | None = None,
+        admin_hash: str | None = None,
+    ) -> None:
+        self.served = served
+        self.books = books
+        self.texts = Texts(served.folder)
+        self.limits = Limits()
+        self.metrics = Metrics(self.load)
+        self.runs = Runs(books, self.metrics.used)
+        self.engine: Engine | None = None
+        self.receipt_key = receipt_key
+        self.problem: str | None = LOADING
+        self._policy_path = policy
+        self.policy: Policy | None = None if policy is None else read_policy(policy)
+        self._admin_hash = admin_hash
+        self._changing = asyncio.Lock()
+        self._seen = self._roster_state()
+
+    def open(self, engine: Engine) -> None:
+        """From now on requests are answered.
+
+        Raises:
+            StateError: the engine has other experts than the release.
+        """
+        if tuple(engine.names) != self.served.names:
+            raise StateError("the engine has other experts than the release")
+        gone = [slot for slot, name in enumerate(self.served.names) if self.served.has_left(name)]
+        if gone:
+            engine.remove(gone)
+        self.engine = engine
+        if self.problem == LOADING:
+            self.problem = None
+
+    def load(self) -> Load | None:
+        """How busy the engine is; None while there is none."""
+        return None if self.engine is None or self.why_not_ready() else self.engine.load()
+
+    def why_not_ready(self) -> str | None:
+        """Why requests are refused; None when they are not."""
+        if self.problem is None and self.books.problem is not None:
+            return f"usage cannot be written: {self.books.problem}"
+        return self.problem
+
+    def ready_engine(self) -> Engine:
+        """The engine. Raises ``RefusalError`` (503) while there is none."""
+        if self.engine is None or self.problem is not None:
+            told = self.problem or LOADING
+            headers = {"Retry-After": str(LOAD_SECONDS)}
+            raise RefusalError(503, told, code="not_ready", headers=headers)
+        return self.engine
+
+    def find(self, path: str, key: str | None) -> Rights | None:
+        """Who asks. What is counted is about everybody, so it is for whoever administers."""
+        if self.policy is None:
+            return LOCAL
+        if key is None:
+            return None
+        if path == "/metrics":
+            return LOCAL if is_key(key, self.policy.admin_hash) else None
+        return self.policy.find(key)
+
+    def find_admin(self, _path: str, key: str | None) -> Rights | None:
+        """Who administers."""
+        kept = self._admin_hash if self.policy is None else self.policy.admin_hash
+        return LOCAL if key is not None and is_key(key, kept) else None
+
+    def reload(self) -> list[str]:
+        """Reads the policy anew; ends what it no longer allows. Returns what deserves a look.
+
+        Raises:
+            ConfigError: the file does not hold; the old policy stays in force.
+        """
+        if self._policy_path is not None:
+            self.policy = read_policy(self._policy_path)
+        self.enforce()
+        return self.remarks()
+
+    def remarks(self) -> list[str]:
+        """What a person should know of the policy."""
+        if self.policy is None:
+            return []
+        lost = unknown_experts(self.policy, self.served.names)
+        return [f"the policy names {name}, which is not in this release" for name in lost]
+
+    def enforce(self) -> None:
+        """Ends requests that may no longer go on: expert gone, terms over, key changed."""
+        for run in list(self.runs.now):
+            rights = run.rights if self.policy is None else self.policy.keys.get(run.rights.id)
+            if rights is None:
+                run.end(RefusalError(401, "this key is no longer valid", code="invalid_api_key"))
+                continue
+            reason = self.served.still_allowed(rights, run.chosen)
+            if reason is not None:
+                run.end(RefusalError(403, reason, code="expert_withdrawn"))
+
+    async def withdraw(self, order: Path) -> dict[str, Any]:
+        """Obeys an owner's order: at once in this server, then in the release's folder.
+
+        Raises:
+            TrustError: the order is not the owner's, or for another bundle.
+            RefusalError: the folder could not follow; the expert is out of this server even so.
+        """
+        async with self._changing:
+            name = self.served.accept(order)
+            await self._take_out([name])
+            told: dict[str, Any] = {"withdrawn": name, "on_disk": False}
+            if not self.served.in_folder(name):
+                told |= {"on_disk": True, "note": f"{name} had left the folder already"}
+            elif self.receipt_key is not None:
+                told |= await self._follow_on_disk(name, order, self.receipt_key)
+            else:
+                told["note"] = (
+                    f"only in this server: {self.served.folder} still holds {name}, and a restart "
+                    "would serve it again. Withdraw it there too, or start with --receipt-key"
+                )
+            return {**told, "roster": self.served.digest}
+
+    async def _follow_on_disk(self, name: str, order: Path, key: Path) -> dict[str, Any]:
+        place = self._receipt_place(name)
+        work = partial(self.served.withdraw_on_disk, name, order, key, place)
+        try:
+            done = await asyncio.to_thread(work)
+        except (MoietyError, OSError) as error:
+            raise RefusalError(
+                500,
+                f"{name} is out of this server, and the release's folder is as it was: {error}",
+                code="folder_not_written",
+            ) from None
+        self._adopt()
+        return {"on_disk": True, "receipt": done["receipt"], "flags": done["flags"]}
+
+    def _receipt_place(self, name: str) -> Path:
+        folder = self.served.folder.absolute()
+        return folder.with_name(f"{folder.name}.{name}.receipt.json")
+
+    async def _take_out(self, names: list[str]) -> None:
+        self.served.leave(names)
+        self.enforce()
+        if self.engine is not None:
+            slots = [self.served.names.index(name) for name in names]
+            await asyncio.to_thread(self.engine.remove, slots)
+
+    def _adopt(self) -> list[str]:
+        self._seen = self._roster_state()
+        return self.served.read_again()
+
+    def _roster_state(self) -> tuple[int, int] | None:
+        try:
+            state = (self.served.folder / "roster.json").stat()
+        except OSError:
+            return None
+        return state.st_ino, state.st_mtime_ns
+
+    async def follow_roster(self) -> None:
+        """Takes out whoever has left the release's folder since it was last looked at."""
+        if self._changing.locked() or self._roster_state() in (self._seen, None):
+            return
+        async with self._changing:
+            gone = await asyncio.to_thread(self._adopt)
+            await self._take_out(gone)
+
+    async def watch(self, say: Callable[[str], None]) -> None:
+        """Runs as long as the server: ends what terms, a policy or a new roster end."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            self.enforce()
+            try:
+                await self.follow_roster()
+            except (TrustError, MoietyError) as error:
+                say(f"the release's folder has changed, and does not hold: {error}")

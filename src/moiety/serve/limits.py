@@ -1,0 +1,104 @@
+"""How much a key may ask for: requests and tokens a minute, and requests at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moiety.serve.policy import Rights
+from moiety.serve.refusals import RefusalError, too_busy
+
+MINUTE = 60.0
+BUSY_SECONDS = 1.0
+
+
+class Bucket:
+    """Holds a minute's worth and fills evenly: nobody saves up more than that."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self.per_minute = per_minute
+        self._left = float(per_minute)
+        self._at = now
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until ``amount`` is there; 0 when it is."""
+        self._left = min(self.per_minute, self._left + (now - self._at) * self.per_minute / MINUTE)
+        self._at = now
+        return max(0.0, (amount - self._left) * MINUTE / self.per_minute)
+
+    def take(self, amount: float) -> None:
+        """Takes an amount that was waited for, or (negative) gives some back."""
+        self._left = min(self.per_minute, self._left - amount)
+
+
+@dataclass
+class Grant:
+    """What one request holds: its place, and the tokens it may use."""
+
+    key: str
+    tokens: int
+
+
+class Limits:
+    """What each key has used. Lives in the event loop, so nothing is locked."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._requests: dict[str, Bucket] = {}
+        self._tokens: dict[str, Bucket] = {}
+        self._running: dict[str, int] = {}
+
+    def take(self, rights: Rights, tokens: int) -> Grant:
+        """A place for one request that may use so many tokens. Everything or nothing is taken.
+
+        Raises:
+            RefusalError: 429, with the seconds to wait; 400 for more tokens than a minute has.
+        """
+        now = self._clock()
+        if rights.tokens_per_minute is not None and tokens > rights.tokens_per_minute:
+            raise RefusalError(
+                400,
+                f"may use up to {tokens:,} tokens, and key {rights.id} has "
+                f"{rights.tokens_per_minute:,} a minute: ask for fewer with max_tokens",
+                code="too_many_tokens",
+                param="max_tokens",
+            )
+        running = self._running.get(rights.id, 0)
+        if rights.concurrent is not None and running >= rights.concurrent:
+            raise too_busy(
+                f"key {rights.id} has {running} requests running, as many as it may",
+                BUSY_SECONDS,
+                "concurrency_limit_exceeded",
+            )
+        wanted = (
+            ("requests", self._requests, rights.requests_per_minute, 1),
+            ("tokens", self._tokens, rights.tokens_per_minute, tokens),
+        )
+        taken = []
+        for what, buckets, per_minute, amount in wanted:
+            if per_minute is None:
+                continue
+            bucket = _bucket(buckets, rights.id, per_minute, now)
+            seconds = bucket.wait(amount, now)
+            if seconds > 0:
+                words = f"key {rights.id} has {per_minute:,} {what} a minute"
+                raise too_busy(words, seconds, "rate_limit_exceeded")
+            taken.append((bucket, amount))
+        for bucket, amount in taken:
+            bucket.take(amount)
+        self._running[rights.id] = running + 1
+        return Grant(rights.id, tokens)
+
+    def end(self, grant: Grant, used_tokens: int) -> None:
+        """Gives the place back, and the tokens that were not used."""
+        self._running[grant.key] -= 1
+        if grant.key in self._tokens:
+            self._tokens[grant.key].take(used_tokens - grant.tokens)
+
+
+def _bucket(buckets: dict[str, Bucket], key: str, per_minute: int, now: float) -> Bucket:
+    """The key's bucket; a fresh one when a new policy says another number."""
+    if key not in buckets or buckets[key].per_minute != per_minute:
+        buckets[key] = Bucket(per_minute, now)
+    return buckets[key]

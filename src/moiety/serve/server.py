@@ -1,0 +1,218 @@
+"""Two ports in one process: the public one, and the one for whoever administers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from moiety.errors import ConfigError, StateError
+from moiety.serve.admin import admin_app
+from moiety.serve.api import public_app
+from moiety.serve.door import LOOPBACK
+from moiety.serve.house import STOPPING, House
+from moiety.serve.jobs import Engine
+from moiety.serve.policy import new_key
+from moiety.serve.refusals import RefusalError
+from moiety.serve.served import Served
+from moiety.serve.usage import Books, default_url
+
+ADMIN_HOST = "127.0.0.1"
+GRACE_SECONDS = 10
+"""Requests that run when a server is stopped have so long to end."""
+
+STOP_SECONDS = 0.1
+KEEP_ALIVE_SECONDS = 30
+HEADERS_MAX_BYTES = 32 * 2**10
+
+Load = Callable[[], Engine]
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What to serve, to whom, where. ``admin_port`` of None: no admin port.
+
+    ``name`` defaults to the folder's; ``usage`` to SQLite beside the folder. ``receipt_key`` lets
+    withdrawals change the folder.
+    """
+
+    release: Path
+    policy: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_port: int | None = None
+    name: str | None = None
+    usage: str | None = None
+    receipt_key: Path | None = None
+
+
+class _Listener(uvicorn.Server):
+    """A server that leaves signals to whoever runs two of them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+class Server:
+    """A release being served. ``say`` hears one line at a time of what a person should know.
+
+    Raises:
+        ConfigError: a host that is not loopback, without a policy; a policy that does not hold.
+    """
+
+    def __init__(self, plan: ServePlan, load: Load, say: Callable[[str], None]) -> None:
+        if plan.policy is None and plan.host not in LOOPBACK:
+            raise ConfigError(
+                f"without a policy everybody who reaches {plan.host} could use everything",
+                where="--host",
+                remedy="give --policy policy.toml, or listen on 127.0.0.1",
+            )
+        self._plan, self._load, self._say = plan, load, say
+        name = Path(plan.release).absolute().name if plan.name is None else plan.name
+        served = Served(plan.release, name)
+        self._books = Books(plan.usage or default_url(plan.release))
+        self._house = self._make_house(served)
+        self._listeners = [_listener(public_app(self._house), plan.host, plan.port)]
+        if plan.admin_port is not None:
+            admin = admin_app(self._house)
+            self._listeners.append(_listener(admin, ADMIN_HOST, plan.admin_port))
+
+    def _make_house(self, served: Served) -> House:
+        plan, admin_hash = self._plan, None
+        if plan.policy is None and plan.admin_port is not None:
+            secret, admin_hash = new_key()
+            self._say(f"admin key, for this run: {secret}")
+        house = House(
+            served,
+            self._books,
+            policy=plan.policy,
+            receipt_key=plan.receipt_key,
+            admin_hash=admin_hash,
+        )
+        if plan.admin_port is not None and house.policy and house.policy.admin_hash is None:
+            self._say("the policy has no [admin]: nobody can use the admin port")
+        for remark in house.remarks():
+            self._say(remark)
+        return house
+
+    def run(self) -> None:
+        """Serves until SIGINT or SIGTERM, or until ``stop``; running requests may end first.
+
+        Raises:
+            StateError: a port is taken.
+            MoietyError: the engine cannot be loaded.
+        """
+        try:
+            asyncio.run(self.serve())
+        finally:
+            self._books.close()
+
+    def stop(self) -> None:
+        """Stops serving; a second time at once. From any thread."""
+        for listener in self._listeners:
+            listener.force_exit = listener.should_exit
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._house.problem = STOPPING
+        for listener in self._listeners:
+            listener.should_exit = True
+
+    async def _end_the_rest(self) -> None:
+        """Shortly before connections are cut, whoever still waits is told why."""
+        await asyncio.sleep(GRACE_SECONDS * 0.8)
+        for run in list(self._house.runs.now):
+            run.end(RefusalError(503, STOPPING, code="stopping"))
+
+    async def serve(self) -> None:
+        """What ``run`` runs."""
+        self._catch_signals()
+        loading = asyncio.ensure_future(self._open())
+        watching = asyncio.ensure_future(self._house.watch(self._say))
+        listening = [asyncio.ensure_future(_listen(one)) for one in self._listeners]
+        try:
+            await self._until_stopped([loading, *listening])
+        finally:
+            self._stop_listening()
+            ending = asyncio.ensure_future(self._end_the_rest())
+            await asyncio.wait([loading, *listening])
+            ending.cancel()
+            watching.cancel()
+            await self._house.runs.drain()
+            if self._house.engine is not None:
+                self._house.engine.close()
+        for task in (loading, *listening):
+            task.result()
+
+    async def _until_stopped(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Returns when somebody said so, or when one of the tasks has failed."""
+        while self._house.problem != STOPPING:
+            if any(task.done() and task.exception() for task in tasks):
+                return
+            await asyncio.sleep(STOP_SECONDS)
+
+    async def _open(self) -> None:
+        """Loads the engine while health already says that it is being loaded."""
+        engine = await asyncio.to_thread(self._load)
+        self._house.open(engine)
+        where = f"http://{self._plan.host}:{self.port}/v1"
+        self._say(f"ready: {self._house.served.name} at {where}")
+
+    @property
+    def port(self) -> int:
+        """The public port, also where the system chose it."""
+        return _port(self._listeners[0], self._plan.port)
+
+    @property
+    def admin_port(self) -> int:
+        """The admin port, also where the system chose it."""
+        return _port(self._listeners[1], self._plan.admin_port or 0)
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
+
+
+def _listener(app: ASGIApp, host: str, port: int) -> _Listener:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
+    )
+    return _Listener(config)
+
+
+async def _listen(listener: _Listener) -> None:
+    try:
+        await listener.serve()
+    except SystemExit:  # uvicorn's way to say that it could not listen
+        where = f"{listener.config.host}:{listener.config.port}"
+        raise StateError("cannot listen", where=where, remedy="take another port") from None
+
+
+def _port(listener: _Listener, asked: int) -> int:
+    with suppress(AttributeError, IndexError):
+        return int(listener.servers[0].sockets[0].getsockname()[1])
+    return asked

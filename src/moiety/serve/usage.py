@@ -1,0 +1,250 @@
+"""Who used whom: requests, tokens and routing share of every expert, by key and hour.
+
+A request is written once, at its end, whole or not at all; requests that end together share a
+transaction. What a token was routed to is never stored: it would tell the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+
+from moiety.errors import ConfigError, StateError
+from moiety.files import write_atomic
+
+BATCH_MAX = 256
+"""Requests that share one transaction."""
+
+TRIES = 3
+LOCK_SECONDS = 10
+
+_SHARE = "share_sum"
+_COUNTS = ("requests", "prompt_tokens", "completion_tokens")
+_NAMES = ("hour", "key", "expert")
+
+_TABLE = sql.Table(
+    "moiety_usage",
+    sql.MetaData(),
+    sql.Column("hour", sql.String(20), primary_key=True),
+    sql.Column("key", sql.String(64), primary_key=True),
+    sql.Column("expert", sql.String(64), primary_key=True),
+    *(sql.Column(name, sql.BigInteger, nullable=False) for name in _COUNTS),
+    sql.Column(_SHARE, sql.Double, nullable=False),
+)
+COLUMNS = tuple(column.name for column in _TABLE.columns)
+
+
+class BooksError(Exception):
+    """Usage could not be written; nothing that ended now may be told as done."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one request used. ``weights``: each expert's routing weight, added up over tokens."""
+
+    key: str
+    prompt_tokens: int
+    completion_tokens: int
+    weights: Mapping[str, float]
+    hour: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:00:00Z"))
+
+
+Entry = tuple[Bill, "asyncio.Future[None]", asyncio.AbstractEventLoop]
+
+
+class Books:
+    """A database that one thread writes bills to. ``problem`` says why it last failed."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_database(url)
+        self.problem: str | None = None
+        self._waiting: queue.Queue[Entry | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
+        self._thread.start()
+
+    async def write(self, bill: Bill) -> None:
+        """Returns when the bill is on the disk.
+
+        Raises:
+            BooksError: it is not, and never will be.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._waiting.put((bill, done, loop))
+        await done
+
+    def close(self) -> None:
+        """Writes what waits, and stops."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._engine.dispose()
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch, last = [first], False
+            while len(batch) < BATCH_MAX and not self._waiting.empty():
+                entry = self._waiting.get()
+                if entry is None:
+                    last = True
+                    break
+                batch.append(entry)
+            self.problem = self._write(sum_up([bill for bill, _, _ in batch]))
+            for _, done, loop in batch:
+                loop.call_soon_threadsafe(_settle, done, self.problem)
+            if last:
+                return
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        problem = None
+        for _ in range(TRIES):
+            try:
+                with self._engine.begin() as connection:
+                    for row in rows:
+                        _add(connection, row)
+            except IntegrityError as error:  # another server wrote the row first: add to it
+                problem = _words(error)
+            except SQLAlchemyError as error:
+                return _words(error)
+            else:
+                return None
+        return problem
+
+
+def _settle(done: asyncio.Future[None], problem: str | None) -> None:
+    if done.cancelled():
+        return
+    if problem is None:
+        done.set_result(None)
+    else:
+        done.set_exception(BooksError(f"usage cannot be written: {problem}"))
+
+
+def sum_up(bills: Sequence[Bill]) -> list[dict[str, Any]]:
+    """Rows that add up bills: one for each hour, key and expert, in order."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for bill in bills:
+        for expert, weight in bill.weights.items():
+            names = (bill.hour, bill.key, expert)
+            row = rows.setdefault(names, dict.fromkeys(COLUMNS, 0) | {_SHARE: 0.0})
+            row.update(zip(_NAMES, names, strict=True))
+            row["requests"] += 1
+            row["prompt_tokens"] += bill.prompt_tokens
+            row["completion_tokens"] += bill.completion_tokens
+            row[_SHARE] += weight
+    # One order for all servers, so that no two wait for each other.
+    return [rows[names] for names in sorted(rows)]
+
+
+def _add(connection: sql.Connection, row: Mapping[str, Any]) -> None:
+    here = sql.and_(*(_TABLE.c[name] == row[name] for name in _NAMES))
+    more = {name: _TABLE.c[name] + row[name] for name in (*_COUNTS, _SHARE)}
+    if connection.execute(_TABLE.update().where(here).values(more)).rowcount == 0:
+        connection.execute(_TABLE.insert().values(dict(row)))
+
+
+def open_database(url: str, *, new: bool = True) -> sql.Engine:
+    """The database at an SQLAlchemy URL, with our table in it.
+
+    Raises:
+        ConfigError: no such kind of database, or none that can be opened.
+    """
+    try:
+        address = sql.make_url(url)
+        if (
+            not new
+            and address.drivername == "sqlite"
+            and not Path(address.database or "").is_file()
+        ):
+            raise ConfigError("no usage was written here", where=address.database)
+        engine = sql.create_engine(address)
+        if engine.dialect.name == "sqlite":
+            sql.event.listen(engine, "connect", _settings_of_sqlite)
+        _make_table(engine)
+    except (SQLAlchemyError, ImportError) as error:
+        raise ConfigError(
+            f"no database for usage: {_words(error)}", remedy="sqlite:///usage.sqlite, for example"
+        ) from None
+    return engine
+
+
+def _make_table(engine: sql.Engine) -> None:
+    try:
+        _TABLE.metadata.create_all(engine)
+    except OperationalError:
+        # Another server may have made it since we looked: then it is there now.
+        _TABLE.metadata.create_all(engine)
+
+
+def _settings_of_sqlite(connection: Any, _record: Any) -> None:
+    # Writers do not stop readers; and a commit is on the disk before it is told.
+    for setting in (f"busy_timeout={LOCK_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, without the statement, and without a password in a URL."""
+    return str(getattr(error, "orig", None) or type(error).__name__)[:200]
+
+
+def default_url(release: Path) -> str:
+    """Beside the release, never in it: a release holds what its roster tells and nothing else."""
+    place = Path(release).absolute()
+    return f"sqlite:///{place.with_name(f'{place.name}.usage.sqlite')}"
+
+
+def read_usage(url: str) -> list[dict[str, Any]]:
+    """Every row, by hour, key and expert."""
+    engine = open_database(url, new=False)
+    try:
+        with engine.connect() as connection:
+            found = connection.execute(sql.select(_TABLE).order_by(*_TABLE.primary_key)).mappings()
+            return [dict(row) for row in found]
+    finally:
+        engine.dispose()
+
+
+def export_usage(url: str, out: Path) -> int:
+    """Writes every row as CSV, or as Parquet where ``out`` says so. Returns how many.
+
+    Raises:
+        ConfigError: another kind of file, or no database there.
+        StateError: something is at ``out``.
+    """
+    writers = {".csv": _csv, ".parquet": _parquet}
+    if out.suffix not in writers:
+        raise ConfigError("neither .csv nor .parquet", where=out, remedy="--out usage.csv")
+    if out.exists():
+        raise StateError("exists already", where=out, remedy="name a new file")
+    rows = read_usage(url)
+    write_atomic(out, writers[out.suffix](rows))
+    return len(rows)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    kinds = {name: arrow.string() for name in _NAMES} | {name: arrow.int64() for name in _COUNTS}
+    schema = arrow.schema([*kinds.items(), (_SHARE, arrow.float64())])
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(arrow.Table.from_pylist(list(rows), schema=schema), sink)
+    return bytes(sink.getvalue())

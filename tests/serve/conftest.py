@@ -1,0 +1,140 @@
+"""Real servers on real sockets, over a real tiny release."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from tests import tiny
+
+from moiety.serve import ServePlan, Server, load_engine
+from moiety.serve.policy import new_key
+
+NAME = "mixture"
+
+
+@dataclass
+class Live:
+    """A server that runs in a thread, and what it said."""
+
+    server: Server
+    said: list[str]
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.server.admin_port}"
+
+    @property
+    def admin_key(self) -> str:
+        (line,) = [one for one in self.said if one.startswith("admin key")]
+        return line.rpartition(" ")[2]
+
+    @property
+    def house(self) -> Any:
+        return self.server._house
+
+    def client(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def post(
+        self, path: str = "/v1/completions", key: str | None = None, **how: Any
+    ) -> httpx.Response:
+        headers = how.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
+        return self.http.post(self.url + path, headers=headers, **how)
+
+    def get(self, path: str, key: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return self.http.get(self.url + path, headers=headers)
+
+    def admin(self, method: str, path: str, key: str | None = None, **how: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key or self.admin_key}"}
+        return self.http.request(method, self.admin_url + path, headers=headers, **how)
+
+
+@contextlib.contextmanager
+def serving(plan: ServePlan, load: Callable[[], Any], *, wait: bool = True) -> Iterator[Live]:
+    """Serves until the block ends; then it must have stopped."""
+    said: list[str] = []
+    live = Live(Server(plan, load, said.append), said)
+    thread = threading.Thread(target=live.server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while wait and not any(line.startswith("ready") for line in said):
+        assert thread.is_alive(), said
+        assert time.monotonic() < deadline, said
+        time.sleep(0.01)
+    while not live.server._listeners[0].started:
+        time.sleep(0.01)
+    try:
+        yield live
+    finally:
+        live.http.close()
+        live.server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def release(tiny_world: tiny.World) -> Path:
+    """Amy, bob and cat; not to be changed."""
+    return tiny_world.release("amy", "bob", "cat")
+
+
+@pytest.fixture(scope="session")
+def live(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server without a policy."""
+    place = tmp_path_factory.mktemp("usage") / "usage.sqlite"
+    plan = ServePlan(release, port=0, admin_port=0, name=NAME, usage=f"sqlite:///{place}")
+    with serving(plan, lambda: load_engine(release)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client(live: Live) -> OpenAI:
+    return live.client()
+
+
+def policy_of(**keys: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The text of a policy, and the secrets of its keys; ``admin`` is always among them."""
+    secret, kept = new_key()
+    lines, secrets = ["[admin]", f'hash = "{kept}"'], {"admin": secret}
+    for id_, fields in keys.items():
+        secrets[id_], kept = new_key()
+        lines += ["[[keys]]", f'id = "{id_}"', f'hash = "{kept}"']
+        lines += [f"{name} = {_toml(value)}" for name, value in fields.items()]
+    return "\n".join(lines) + "\n", secrets
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        str(value).replace("'", '"')
+        if isinstance(value, list)
+        else f'"{value}"'
+        if isinstance(value, str)
+        else str(value)
+    )
+
+
+def settled(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether something becomes true soon."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
