@@ -88,13 +88,15 @@ class Served:
 
     def why_not(self, rights: Rights, purpose: str | None, expert: str) -> str | None:
         """Why an expert may not be used now, in words for the caller; None when it may."""
-        terms = self._experts[expert].terms
+        if expert == ANCHOR:
+            return None
         if expert in self._gone:
             return f"{expert} has been withdrawn"
-        if terms is None:
-            return None
         if not rights.may_use(expert):
             return f"{expert} is not among this key's experts"
+        terms = self._experts[expert].terms
+        if terms is None:
+            return f"{expert} has no terms"
         if terms.expired(self._today()):
             return f"the terms of {expert} ended on {terms.expires}"
         if ANY in terms.purposes or purpose in terms.purposes:
