@@ -48,11 +48,18 @@ async def events(house: House, begun: Begun, *, usage: bool) -> AsyncGenerator[b
             async for chunk in chunks:
                 yield _event(chunk)
     except RefusalError as refusal:
-        yield _event(refusal.body)
+        yield _event(await _billed(house, begun, refusal))
     except Exception:
         _log.exception("a stream broke")
-        yield _event(BROKEN.body)
+        yield _event(await _billed(house, begun, BROKEN))
     yield DONE
+
+
+async def _billed(house: House, begun: Begun, refusal: RefusalError) -> dict[str, Any]:
+    """What a stream that broke is told; its bill is written first."""
+    with suppress(RefusalError):
+        await house.runs.finish(begun.run)
+    return refusal.body
 
 
 async def _chunks(house: House, begun: Begun, *, usage: bool) -> AsyncGenerator[dict[str, Any]]:

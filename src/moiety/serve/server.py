@@ -164,6 +164,10 @@ class Server:
         """Loads the engine while health already says that it is being loaded."""
         engine = await asyncio.to_thread(self._load)
         self._house.open(engine)
+        while not all(listener.started for listener in self._listeners):
+            if self._house.problem == STOPPING:
+                return
+            await asyncio.sleep(STOP_SECONDS)
         where = f"http://{self._plan.host}:{self.port}/v1"
         self._say(f"ready: {self._house.served.name} at {where}")
 
