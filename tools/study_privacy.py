@@ -24,7 +24,7 @@ from moiety.bundle import papers
 from moiety.bundle.audits import AUDIT_MAX_BYTES, AuditReport
 from moiety.evaluate import figures
 
-EPSILONS = ("8", "none", "2", "16", "1", "4")
+EPSILONS = ("1", "2", "4", "8", "16", "none")
 LOW_RANK = 4
 CANARIES = 256
 PRIVATE = {
@@ -66,7 +66,7 @@ class Cell:
 
 def main() -> None:
     options = parse_options()
-    cells = [Cell(e, rank) for e in options.epsilons.split(",") for rank in (None, LOW_RANK)]
+    cells = [Cell(e, rank) for rank in (None, LOW_RANK) for e in options.epsilons.split(",")]
     if options.only:
         cells = [cell for cell in cells if cell.name in options.only.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
