@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from moiety.audit.canaries import canary_finding, order_nats
 from moiety.audit.control import ControlSettings, make_control
@@ -25,10 +23,10 @@ from moiety.audit.extraction import (
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
-from moiety.audit.records import Passage, choose_documents, choose_passages
+from moiety.audit.records import choose_documents, choose_passages
 from moiety.audit.subjects import Subject, open_subject
 from moiety.audit.views import Watched, views_of
-from moiety.bundle import audits, papers
+from moiety.bundle import audits, orders, papers
 from moiety.data import Skipped, Sources, load_tokenizer, tokenizer
 from moiety.errors import ConfigError, PolicyError
 from moiety.merge import load_release
@@ -102,7 +100,7 @@ def audit(plan: AuditPlan, *, command: str = "", watch: Watch | None = None) -> 
         judgements=judgements,
         verdict=verdict,
         command=command,
-        made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        made=orders.utc_seconds(),
         seconds=round(time.monotonic() - begun, 1),
         versions={name: version(name) for name in ("moiety", "torch", "transformers")},
     )
@@ -129,7 +127,6 @@ class _Attack:
     def __init__(self, plan: AuditPlan, subject: Subject, watch: Watch | None) -> None:
         self.plan, self.subject = plan, subject
         loaded, self.separator = load_tokenizer(subject.release)
-        self.tokenizer: Tokenizer = loaded
         self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
         self._check_text()
         mixture = load_release(subject.release, device=plan.device)
@@ -141,8 +138,9 @@ class _Attack:
         attacks = 2 if self._planted is None else 3
         self._parts = attacks * len(self.views) + int(plan.control)
         tokens = self.how.prefix_tokens + plan.continuation_tokens
-        draw = partial(choose_documents, count=plan.documents, tokens=tokens, seed=plan.seed)
-        self.documents = draw(self._members(), self.encoder).tokens
+        self.documents = choose_documents(
+            self._members(), self.encoder, count=plan.documents, tokens=tokens, seed=plan.seed
+        ).tokens
         passages = partial(
             choose_passages,
             encoder=self.encoder,
@@ -184,7 +182,10 @@ class _Attack:
         """Documents that were trained on told from others, through every view."""
         scores = {
             view.name: MembershipScores(
-                *(score_passages(view, part, self.separator) for part in self._groups())
+                *(
+                    score_passages(view, part, self.separator)
+                    for part in (self.members, self.outsiders)
+                )
             )
             for view in self._told("telling members from others", self.views)
         }
@@ -234,9 +235,6 @@ class _Attack:
         self._done += 1
         same = anchor.first(len(documents))
         return {"control": extraction_of(results, same, self.plan.seed)}
-
-    def _groups(self) -> tuple[Sequence[Passage], Sequence[Passage]]:
-        return self.members, self.outsiders
 
     def _check_text(self) -> None:
         """Before anything is computed: there must be text of both kinds, split as it was."""

@@ -217,12 +217,8 @@ def _exposure(
     here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
 ) -> audits.Judgement:
     limit, most = policy.exposure_bits, math.log2(here.left_out + 1)
-    verdict, rule = _hold(limit, here.exposure.value, here.exposure.high, say.bits)
-    if verdict == "pass" and most <= limit.fail:
-        verdict, rule = (
-            "warn",
-            f"with so few canaries nothing could reach {say.bits(limit.fail)}",
-        )
+    held = _hold(limit, here.exposure.value, here.exposure.high, say.bits)
+    verdict, rule = _if_enough(held, most, limit, say.bits)
     reason = (
         f"Through {say.WHO[view]} planted canaries stand out by {say.bits(here.exposure.value)} on "
         f"average {say.interval(here.exposure, say.two_digits)}; chance shows about 1.4, and "
@@ -235,17 +231,25 @@ def _epsilon(
     here: audits.CanaryFinding, view: audits.View, policy: audits.Policy
 ) -> audits.Judgement:
     limit, most = policy.epsilon_low, ceiling(here.planted + here.left_out, here.delta)
-    verdict, rule = _hold(limit, here.epsilon_low, here.epsilon_low, say.plain)
-    if verdict == "pass" and most <= limit.fail:
-        verdict, rule = (
-            "warn",
-            f"with so few canaries nothing could reach {say.plain(limit.fail)}",
-        )
+    held = _hold(limit, here.epsilon_low, here.epsilon_low, say.plain)
+    verdict, rule = _if_enough(held, most, limit, say.plain)
     reason = (
         f"Through {say.WHO[view]} {_right(here)}; {say.plain(most)} is the most that so many "
         f"canaries can show; {rule}."
     )
     return _judgement("epsilon", view, None, verdict, reason)
+
+
+def _if_enough(
+    held: tuple[audits.Verdict, str],
+    most: float,
+    limit: audits.Threshold,
+    show: Callable[[float], str],
+) -> tuple[audits.Verdict, str]:
+    """What was held against a threshold, unless so few canaries could never have failed it."""
+    if held[0] == "pass" and most <= limit.fail:
+        return "warn", f"with so few canaries nothing could reach {show(limit.fail)}"
+    return held
 
 
 def _right(here: audits.CanaryFinding) -> str:
