@@ -37,7 +37,7 @@ else
 fi
 case "$kind" in
   dev) "${pip[@]}" -c constraints.txt -e '.[dev]' ;;
-  run) "${pip[@]}" -c constraints.txt -e . ;;
+  run) "${pip[@]}" -c constraints.txt -e '.[serve]' ;;
   *) die "what is '$kind'? Say nothing, or dev" ;;
 esac
 

@@ -239,6 +239,7 @@ class Story:
             f'generate {release} --prompt "def __init__(self" --experts software-house',
             f"verify {release}",
             f"export {release} --dense law-office --out {self.folder / 'law-dense'}",
+            f"serve {release}",
         ):
             self.screen.print(f"  moiety {escape(words)}")
         return {
