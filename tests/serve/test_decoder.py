@@ -7,8 +7,10 @@ import torch
 from tests import tiny
 from tests.serve.asking import answers, ask, engine
 
+from moiety.errors import ConfigError
 from moiety.merge import load_release
 from moiety.serve.decoder import shares_of
+from moiety.serve.engine import LocalEngine
 from moiety.serve.packed import FeedForward, LowRankFeedForward, Packed
 
 PROMPT = tuple(range(2, 40))
@@ -29,8 +31,10 @@ def logprobs_of(mixture, sequence):
     [
         {"num_key_value_heads": 2},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0}},
     ],
-    ids=["shared-heads", "other-rotation"],
+    ids=["shared-heads", "other-rotation", "linear", "yarn"],
 )
 def test_other_shapes_are_computed_as_the_library_does(tmp_path, shape):
     world = tiny.make_world(tmp_path, **shape)
@@ -40,6 +44,13 @@ def test_other_shapes_are_computed_as_the_library_does(tmp_path, shape):
     for logprobs, job in zip(found, jobs, strict=True):
         rest = logprobs_of(oracle, list(job.prompt))
         assert logprobs[: len(rest)] == pytest.approx(rest, abs=1e-4)
+
+
+def test_positions_that_change_with_the_length_are_refused(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    world = tiny.make_world(tmp_path, rope_parameters=rope)
+    with pytest.raises(ConfigError, match="dynamic"):
+        LocalEngine(world.load(*tiny.RANKS))
 
 
 def test_half_the_bits_say_nearly_the_same(tiny_world):

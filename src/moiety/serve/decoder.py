@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
-from moiety.errors import StateError
+from moiety.errors import ConfigError, StateError
 from moiety.model import Mixture
 from moiety.serve.packed import FeedForward, LowRankFeedForward, Packed
 from moiety.serve.places import Attention
 
 Expert = FeedForward | LowRankFeedForward
+
+CHANGING_ROTATIONS = frozenset({"dynamic", "longrope"})
+"""Kinds of rotary positions whose frequencies follow the length of the text at hand."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,20 @@ class Decoder:
     """A mixture's weights, moved here: the mixture is of no use afterwards.
 
     One copy stays in memory, and a removed expert's is really gone.
+
+    Raises:
+        ConfigError: positions that are not the same in a long text and in a short one.
     """
 
     def __init__(self, mixture: Mixture, positions: int) -> None:
         backbone = mixture.backbone
+        kind = backbone.config.rope_parameters["rope_type"]
+        if kind in CHANGING_ROTATIONS:
+            raise ConfigError(
+                f"rotary positions of the kind {kind} change with a text's length, and requests "
+                "of many lengths share a step here",
+                remedy="serve a plain checkpoint with another server: moiety export --help",
+            )
         self._embedding_VD = backbone.model.embed_tokens.weight.detach()
         self._head = Packed(backbone.lm_head.weight)
         self._norm = _Norm(backbone.model.norm)
