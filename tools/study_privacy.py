@@ -229,6 +229,8 @@ def _utility(rows: list[dict[str, Any]]) -> bytes:
     if rows:
         handles["anchor alone"] = axes.axhline(rows[0]["anchor"], color=theme.ink, linewidth=1.2)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["epsilon"] for row in rows if row["epsilon"] is not None}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("epsilon of a record; dotted: without privacy", color=theme.ink)
     axes.set_ylabel("bits per byte, held-out text", color=theme.ink)
     axes.grid(color=theme.faint, linewidth=0.8)
