@@ -228,6 +228,31 @@ def test_without_a_policy_only_this_machine(folder, tmp_path):
             Server(ServePlan(folder, host=host), lambda: None, print)
 
 
+def test_without_a_policy_the_operator_may_say_what_requests_are_for(folder, tmp_path):
+    engine = ToldEngine(("anchor", *NAMES), script)
+    for purpose in (None, "care"):
+        usage = f"sqlite:///{tmp_path}/u.sqlite"
+        plan = ServePlan(folder, port=0, usage=usage, purpose=purpose)
+        with serving(plan, lambda: engine) as live:
+            (told,) = [line for line in live.said if line.startswith("not used")]
+            assert ("bob may be used for care, research" in told) == (purpose is None)
+            assert "cat may be used for research" in told
+            used = live.post(json=BODY).json()["moiety"]["experts"]
+            assert ("amy" in used, "bob" in used, "cat" in used) == (True, purpose == "care", False)
+            other = live.post(json=BODY | {"moiety": {"purpose": "research"}})
+            assert other.status_code == (200 if purpose is None else 403)
+
+
+def test_a_purpose_is_one_and_goes_without_a_policy(folder, tmp_path):
+    for purpose in ("any", "Research!", ""):
+        with pytest.raises(ConfigError, match="purpose"):
+            Server(ServePlan(folder, purpose=purpose), lambda: None, print)
+    (tmp_path / "policy.toml").write_text("")
+    plan = ServePlan(folder, policy=tmp_path / "policy.toml", purpose="care")
+    with pytest.raises(ConfigError, match="policy says"):
+        Server(plan, lambda: None, print)
+
+
 BODY = {"model": "release", "prompt": "w1 w2", "max_tokens": 3, "temperature": 0}
 KEYS = {
     "app": {"experts": ["amy", "bob"], "purposes": ["care"]},

@@ -16,13 +16,27 @@ from moiety.errors import ConfigError
 usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
 
 Engine = Annotated[Literal["local"], typer.Option(help="What computes.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
+]
+Purpose = Annotated[
+    str | None,
+    typer.Option(help="What requests are for; without a policy. Owners' terms ask for it."),
+]
+UsageUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Database of usage; default: SQLite beside the release."),
+]
+ReceiptKey = Annotated[
+    Path | None,
+    typer.Option(help="Coordinator's key: withdrawals change the folder, with a receipt."),
+]
 
 
 def serve(
     release: ReleaseFolder,
-    policy: Annotated[
-        Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
-    ] = None,
+    policy: PolicyFile = None,
+    purpose: Purpose = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Public port; 0: any free one.")] = 8000,
     admin_port: Annotated[
@@ -31,14 +45,8 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="What the model is called; default: as the folder.")
     ] = None,
-    usage: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Database of usage; default: SQLite beside the release."),
-    ] = None,
-    receipt_key: Annotated[
-        Path | None,
-        typer.Option(help="Coordinator's key: withdrawals change the folder, with a receipt."),
-    ] = None,
+    usage: UsageUrl = None,
+    receipt_key: ReceiptKey = None,
     engine: Engine = "local",
     device: Device = "cpu",
 ) -> None:
@@ -48,7 +56,8 @@ def serve(
     its model (NAME+hospital, NAME-court) or in an object moiety; one that names none uses all that
     its key, its purpose and the owners' terms allow, and the answer says which.
 
-    Without --policy it listens on this machine alone and needs no key. Make keys with serve-key.
+    Without --policy it listens on this machine alone and needs no key; --purpose says what its
+    requests are for, where owners allow only some. Make keys with serve-key.
     With --admin-port, POST an owner's order to /admin/withdraw: requests that use the expert end
     within a second. Ctrl-C lets running requests end first; again: at once.
 
@@ -63,6 +72,7 @@ def serve(
     plan = ServePlan(
         release=release,
         policy=policy,
+        purpose=purpose,
         host=host,
         port=port,
         admin_port=admin_port,

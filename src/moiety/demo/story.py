@@ -28,6 +28,7 @@ OWNER_BYTES = {"hospital": 500_000, "law-office": 190_000, "software-house": 500
 LEAVING = "hospital"
 PRIVATE = "run-private"
 PROMPT = "Discharge letter\n"
+PURPOSE = "research"
 ANCHOR_SETTINGS = (
     "data.window_tokens=128",
     "budget.tokens=300000",
@@ -141,7 +142,7 @@ class Story:
             key = owner.house / f"{owner.name}.pem"
             signing.new_key(key)
             bundle = owner.house / f"{owner.name}.expert"
-            terms = papers.Terms(purposes=("research",), contact=f"data@{owner.name}.example")
+            terms = papers.Terms(purposes=(PURPOSE,), contact=f"data@{owner.name}.example")
             run, demand, more = "run", None, ""
             if owner.name == LEAVING:
                 run, report_ = PRIVATE, f"{PRIVATE}-audit"
@@ -239,7 +240,7 @@ class Story:
             f'generate {release} --prompt "def __init__(self" --experts software-house',
             f"verify {release}",
             f"export {release} --dense law-office --out {self.folder / 'law-dense'}",
-            f"serve {release}",
+            f"serve {release} --purpose {PURPOSE}",
         ):
             self.screen.print(f"  moiety {escape(words)}")
         return {

@@ -12,7 +12,15 @@ from moiety.errors import MoietyError, StateError, TrustError
 from moiety.serve.jobs import Engine, Load
 from moiety.serve.limits import Limits
 from moiety.serve.metrics import Metrics
-from moiety.serve.policy import LOCAL, Policy, Rights, is_key, read_policy, unknown_experts
+from moiety.serve.policy import (
+    LOCAL,
+    Policy,
+    Rights,
+    is_key,
+    local_rights,
+    read_policy,
+    unknown_experts,
+)
 from moiety.serve.refusals import RefusalError
 from moiety.serve.running import Runs
 from moiety.serve.served import Served
@@ -37,6 +45,7 @@ class House:
         books: Books,
         *,
         policy: Path | None = None,
+        purpose: str | None = None,
         receipt_key: Path | None = None,
         admin_hash: str | None = None,
     ) -> None:
@@ -51,6 +60,7 @@ class House:
         self.problem: str | None = LOADING
         self._policy_path = policy
         self.policy: Policy | None = None if policy is None else read_policy(policy)
+        self._local = local_rights(purpose)
         self._admin_hash = admin_hash
         self._changing = asyncio.Lock()
         self._seen = self._roster_state()
@@ -91,7 +101,7 @@ class House:
     def find(self, path: str, key: str | None) -> Rights | None:
         """Who asks. What is counted is about everybody, so it is for whoever administers."""
         if self.policy is None:
-            return LOCAL
+            return self._local
         if key is None:
             return None
         if path == "/metrics":
@@ -115,9 +125,11 @@ class House:
         return self.remarks()
 
     def remarks(self) -> list[str]:
-        """What a person should know of the policy."""
+        """What a person should know of the policy, or of having none."""
         if self.policy is None:
-            return []
+            told = self.served.unused(self._local)
+            more = "requests can name a purpose, or start with --purpose"
+            return [f"not used: {'; '.join(told)}; {more}"] if told else []
         lost = unknown_experts(self.policy, self.served.names)
         return [f"the policy names {name}, which is not in this release" for name in lost]
 

@@ -111,6 +111,28 @@ LOCAL = Rights(
 """Whoever asks a server without a policy, which listens on this machine alone."""
 
 
+def local_rights(purpose: str | None) -> Rights:
+    """``LOCAL``, or, with a purpose, that and no other: requests need not say it.
+
+    Raises:
+        ConfigError: not a purpose.
+    """
+    if purpose is None:
+        return LOCAL
+    if purpose == ANY:
+        raise ConfigError(
+            "'any' is no purpose", where="--purpose", remedy="say what for, such as research"
+        )
+    try:
+        return Rights.model_validate({**LOCAL.model_dump(), "purposes": (purpose,)})
+    except ValidationError:
+        raise ConfigError(
+            f"not a purpose: {purpose[:100]!a}",
+            where="--purpose",
+            remedy="lower case letters, digits and '-', such as --purpose research",
+        ) from None
+
+
 class Policy:
     """A policy in force."""
 

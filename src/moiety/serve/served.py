@@ -108,6 +108,12 @@ class Served:
         """What a request that does not say is for."""
         return _purpose(rights, None)
 
+    def unused(self, rights: Rights) -> list[str]:
+        """Why some experts are not used by a request that says nothing."""
+        purpose = self.usual_purpose(rights)
+        reasons = (self.why_not(rights, purpose, name) for name in self.names)
+        return [reason for reason in reasons if reason is not None]
+
     def usable(self, rights: Rights, purpose: str | None) -> tuple[str, ...]:
         """Every expert that may be used now, the anchor first."""
         return tuple(n for n in self.names if self.why_not(rights, purpose, n) is None)

@@ -40,11 +40,12 @@ class ServePlan:
     """What to serve, to whom, where. ``admin_port`` of None: no admin port.
 
     ``name`` defaults to the folder's; ``usage`` to SQLite beside the folder. ``receipt_key`` lets
-    withdrawals change the folder.
+    withdrawals change the folder. ``purpose`` is what requests are for, where there is no policy.
     """
 
     release: Path
     policy: Path | None = None
+    purpose: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     admin_port: int | None = None
@@ -76,6 +77,12 @@ class Server:
                 where="--host",
                 remedy="give --policy policy.toml, or listen on 127.0.0.1",
             )
+        if plan.policy is not None and plan.purpose is not None:
+            raise ConfigError(
+                "a policy says what its keys may be used for",
+                where="--purpose",
+                remedy="leave it out",
+            )
         self._plan, self._load, self._say = plan, load, say
         name = Path(plan.release).absolute().name if plan.name is None else plan.name
         served = Served(plan.release, name)
@@ -95,6 +102,7 @@ class Server:
             served,
             self._books,
             policy=plan.policy,
+            purpose=plan.purpose,
             receipt_key=plan.receipt_key,
             admin_hash=admin_hash,
         )
