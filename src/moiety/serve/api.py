@@ -1,7 +1,11 @@
-"""The public routes: completions, chats, models, health, metrics; in OpenAI's forms."""
+"""The public routes: completions, chats, models, who is here, usage, health, metrics.
+
+In OpenAI's forms, where OpenAI has one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -12,23 +16,32 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from moiety.serve import metrics
+from moiety.serve import metrics, playground
 from moiety.serve.answering import BROKEN, EventStream, whole
 from moiety.serve.asking import begin
 from moiety.serve.door import ClientGoneError, Door, read_body, while_there
 from moiety.serve.house import House
 from moiety.serve.naming import ANCHOR, UnknownModelError, parse_model
 from moiety.serve.policy import Rights
-from moiety.serve.refusals import RefusalError, json_response, not_valid
-from moiety.serve.requests import Asked, ChatRequest, CompletionRequest, Extension
+from moiety.serve.refusals import RefusalError, bad_request, json_response, not_valid
+from moiety.serve.requests import (
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    Extension,
+    RosterQuery,
+    UsageQuery,
+)
+from moiety.serve.usage import BooksError
 
-OPEN = frozenset({"/health", "/openapi.json"})
-"""What is answered without a key: whether it works, and how it is used."""
+OPEN = frozenset({"/health", "/openapi.json", *playground.PATHS})
+"""What is answered without a key: whether it works, how it is used, and the empty page."""
 
 CLIENT_GONE = 499
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 AskedType = TypeVar("AskedType", bound=Asked)
+QueryType = TypeVar("QueryType", RosterQuery, UsageQuery)
 
 
 def public_app(house: House) -> ASGIApp:
@@ -37,6 +50,8 @@ def public_app(house: House) -> ASGIApp:
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     _add_answers(app, house)
     _add_models(app, house)
+    _add_own(app, house)
+    playground.add_page(app)
     _add_states(app, house)
     local = house.policy is None
     return Door(app, house.find, OPEN, house.metrics.answered, local=local)
@@ -144,6 +159,39 @@ def _model(house: House, model: str) -> dict[str, Any]:
     }
 
 
+def _add_own(app: FastAPI, house: House) -> None:
+    """What a key may know of the experts, and of itself."""
+
+    @app.get("/v1/roster", **_asked_by(RosterQuery))
+    async def roster(request: Request) -> Response:
+        """The experts that this key may be given, with terms, and why one may not be used now."""
+        query = _query(RosterQuery, request)
+        rights: Rights = request.state.rights
+        return json_response(house.served.roster_for(rights, query.purpose))
+
+    @app.get("/v1/usage", **_asked_by(UsageQuery))
+    async def usage(request: Request) -> Response:
+        """What this key used in the latest hours, by hour and expert."""
+        query = _query(UsageQuery, request)
+        key = request.state.rights.id
+        try:
+            rows = await asyncio.to_thread(house.books.read, key, query.hours)
+        except BooksError as error:
+            raise RefusalError(503, str(error), code="usage_not_read") from error
+        return json_response({"key": key, "hours": query.hours, "data": rows})
+
+
+def _query(kind: type[QueryType], request: Request) -> QueryType:
+    """A query string. Raises ``RefusalError`` for a field that is unknown, wrong or said twice."""
+    fields = request.query_params.multi_items()
+    if len(dict(fields)) < len(fields):
+        raise bad_request("a field of the query is there twice")
+    try:
+        return kind.model_validate_strings(dict(fields))
+    except ValidationError as error:
+        raise not_valid(error) from None
+
+
 def _add_states(app: FastAPI, house: House) -> None:
     @app.get("/health")
     async def health() -> Response:
@@ -190,6 +238,15 @@ def _told(kind: type[Asked]) -> dict[str, Any]:
     answer = {"application/json": {"schema": {"type": "object"}}, **streamed}
     done = {200: {"description": "the answer, whole or as events", "content": answer}}
     return {"responses": done | REFUSALS, "openapi_extra": {"requestBody": body}}
+
+
+def _asked_by(kind: type[QueryType]) -> dict[str, Any]:
+    """What the description says of a route whose query string is read by hand."""
+    fields = [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in kind.model_json_schema()["properties"].items()
+    ]
+    return {"responses": REFUSALS, "openapi_extra": {"parameters": fields}}
 
 
 def _description(app: FastAPI) -> dict[str, Any]:

@@ -18,6 +18,8 @@ MAX_CHOICES = 128
 MAX_STOPS = 4
 STOP_MAX_CHARS = 1000
 MAX_MESSAGES = 4096
+USAGE_MAX_HOURS = 744
+"""The longest month."""
 
 
 Nothing = tuple[Any, ...]
@@ -57,6 +59,7 @@ CHAT_NOTHINGS: dict[str, Nothing] = {
 
 Owner = Annotated[str, Field(min_length=1, max_length=63)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_MAX_CHARS)]
+PurposeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
@@ -73,7 +76,7 @@ class Extension(_Part):
 
     experts: Annotated[list[Owner], Field(max_length=MAX_MESSAGES)] | None = None
     without: Annotated[list[Owner], Field(max_length=MAX_MESSAGES)] | None = None
-    purpose: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] | None = None
+    purpose: PurposeName | None = None
     routing: bool = False
 
     @model_validator(mode="after")
@@ -81,6 +84,18 @@ class Extension(_Part):
         if self.experts is not None and self.without is not None:
             raise ValueError("experts and without exclude each other")
         return self
+
+
+class RosterQuery(_Part):
+    """``GET /v1/roster``: what for."""
+
+    purpose: PurposeName | None = None
+
+
+class UsageQuery(_Part):
+    """``GET /v1/usage``: how many hours back, this one included."""
+
+    hours: Annotated[int, Field(ge=1, le=USAGE_MAX_HOURS)] = 168
 
 
 class StreamOptions(_Part):

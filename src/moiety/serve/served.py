@@ -118,6 +118,33 @@ class Served:
         """Every expert that may be used now, the anchor first."""
         return tuple(n for n in self.names if self.why_not(rights, purpose, n) is None)
 
+    def roster_for(self, rights: Rights, said: str | None) -> dict[str, Any]:
+        """The experts that a key's policy lets it use, and why it may not use one for a purpose.
+
+        Others are left out. Whoever guesses a name hears from a refusal whether it is here; a list
+        would tell everybody whose experts these are.
+
+        Raises:
+            RefusalError: 403 for a purpose that it may not name.
+        """
+        purpose = _purpose(rights, said)
+        own = [one for one in self.describe() if one["name"] == ANCHOR or rights.may_use(one["name"])]
+        return {
+            "model": self.name,
+            "roster": self.digest,
+            "purpose": purpose,
+            "purposes": list(rights.purposes),
+            "bound": rights.bound is not None,
+            "routing": rights.may_see_routing,
+            "experts": [
+                {
+                    **{name: value for name, value in one.items() if name != "slot"},
+                    "why_not": self.why_not(rights, purpose, one["name"]),
+                }
+                for one in own
+            ],
+        }
+
     def choose(self, rights: Rights, model: str, extension: Extension) -> Chosen:
         """The experts of one request: what it names, or all it may use. Never a narrower set.
 
@@ -249,7 +276,7 @@ class Served:
         return new
 
     def describe(self) -> list[dict[str, Any]]:
-        """Every expert that was loaded, with its terms, for whoever administers."""
+        """Every expert that was loaded, with its terms: all of it for whoever administers."""
         return [
             {
                 "slot": slot,

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ COLUMNS = tuple(column.name for column in _TABLE.columns)
 
 
 class BooksError(Exception):
-    """Usage could not be written; nothing that ended now may be told as done."""
+    """Usage could not be written, so nothing that ended now may be told as done; or not read."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class Bill:
     prompt_tokens: int
     completion_tokens: int
     weights: Mapping[str, float]
-    hour: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:00:00Z"))
+    hour: str = field(default_factory=lambda: _hour(datetime.now(UTC)))
+
+
+def _hour(moment: datetime) -> str:
+    """The hour of a moment in UTC, spelled so that its order is that of time."""
+    return moment.strftime("%Y-%m-%dT%H:00:00Z")
 
 
 Entry = tuple[Bill, "asyncio.Future[None]", asyncio.AbstractEventLoop]
@@ -72,6 +77,21 @@ class Books:
         self._waiting: queue.Queue[Entry | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
         self._thread.start()
+
+    def read(self, key: str, hours: int) -> list[dict[str, Any]]:
+        """One key's rows of the latest hours, this one included, in order. Slow: reads the disk.
+
+        Raises:
+            BooksError: they cannot be read.
+        """
+        since = _hour(datetime.now(UTC) - timedelta(hours=hours - 1))
+        own = sql.and_(_TABLE.c.key == key, _TABLE.c.hour >= since)
+        try:
+            with self._engine.connect() as connection:
+                wanted = sql.select(_TABLE).where(own).order_by(*_TABLE.primary_key)
+                return [dict(row) for row in connection.execute(wanted).mappings()]
+        except SQLAlchemyError as error:
+            raise BooksError(f"usage cannot be read: {_words(error)}") from error
 
     async def write(self, bill: Bill) -> None:
         """Returns when the bill is on the disk.

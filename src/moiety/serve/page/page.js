@@ -1,0 +1,133 @@
+// The page: who is here, what is asked of both sets, and what follows from a key.
+"use strict";
+
+const panes = [new Pane("A", byId("panes"), true), new Pane("B", byId("panes"), false)];
+
+async function open() {
+  byId("problem").hidden = true;
+  try {
+    await tellRoster();
+    byId("key-part").hidden = true;
+    byId("inside").hidden = false;
+    byId("forget").hidden = !key;
+    await tellUsage();
+  } catch (error) {
+    complain(error);
+  }
+}
+
+// What the page as a whole cannot do; without a key that fits, it asks for one.
+function complain(error) {
+  const keyless = error.status === 401;
+  if (keyless) {
+    byId("inside").hidden = byId("forget").hidden = true;
+    byId("key-part").hidden = false;
+    byId("key").focus();
+  }
+  if (!keyless || key) {
+    byId("problem").textContent = inWords(error);
+    byId("problem").hidden = false;
+  }
+}
+
+function forget() {
+  for (const pane of panes) pane.stop();
+  takeKey("", false);
+  location.reload(); // nothing that the key has shown stays
+}
+
+// ---- the roster ----
+
+async function tellRoster() {
+  const purpose = byId("purpose").value;
+  const roster = await get(`/v1/roster${purpose ? `?purpose=${encodeURIComponent(purpose)}` : ""}`);
+  for (const { name } of roster.experts) paint(element("span"), name); // colours in slot order
+  byId("model").textContent = roster.model;
+  document.title = `${roster.model} · Moiety playground`;
+  byId("digest").textContent = roster.roster;
+  byId("no-tints").hidden = roster.routing;
+  byId("experts").replaceChildren(...roster.experts.map(rosterRow));
+  tellPurposes(roster);
+  for (const pane of panes) pane.show(roster);
+}
+
+function rosterRow(expert) {
+  const row = paint(element("tr"), expert.name);
+  const terms = expert.terms;
+  const name = cell("Expert", "", "th");
+  name.append(element("span", "", "swatch"), ` ${expert.name}`);
+  const state = cell("State", expert.name === "anchor" ? "public, always on" : expert.state);
+  if (expert.state !== "served") state.className = "gone";
+  const bundle = cell("Bundle");
+  bundle.append(element(expert.bundle ? "code" : "span", expert.bundle ?? "–"));
+  const purposes = cell("Purposes", terms?.purposes.join(", ") ?? "–");
+  const until = cell("Until", terms ? (terms.expires ?? "no last day") : "–");
+  row.append(name, state, purposes, until, cell("Licence", terms?.licence ?? "–"), bundle);
+  return row;
+}
+
+function cell(label, text = "", tag = "td") {
+  const made = element(tag, text);
+  made.dataset.label = label;
+  return made;
+}
+
+// What the key may name: with "any" whatever an owner has allowed something for.
+function tellPurposes(roster) {
+  const allowed = roster.experts.flatMap((expert) => expert.terms?.purposes ?? []);
+  const any = roster.purposes.includes("any");
+  const names = new Set((any ? allowed : roster.purposes).filter((name) => name !== "any"));
+  const select = byId("purpose");
+  const options = [...names].sort().map((name) => new Option(name, name));
+  // A key that may name one purpose alone asks for that one, said or not.
+  if (any || names.size !== 1) options.unshift(new Option("none said", ""));
+  select.replaceChildren(...options);
+  select.value = roster.purpose ?? "";
+}
+
+// ---- asking ----
+
+async function run() {
+  const question = {
+    prompt: byId("prompt").value,
+    max_tokens: byId("max-tokens").valueAsNumber,
+    temperature: byId("temperature").valueAsNumber,
+    seed: Math.floor(Math.random() * 2 ** 31), // both sets draw alike
+    purpose: byId("purpose").value,
+  };
+  byId("stop").ariaDisabled = "false";
+  const failures = await Promise.all(panes.map((pane) => pane.run(question)));
+  if (panes.some((pane) => pane.root.classList.contains("busy"))) return; // asked anew meanwhile
+  byId("stop").ariaDisabled = "true";
+  const lost = failures.find((error) => error?.status === 401 || error?.code === "invalid_api_key");
+  if (lost) complain(new Refused(401, null, null));
+  else await open();
+}
+
+function stop() {
+  for (const pane of panes) pane.stop();
+}
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  run();
+});
+byId("stop").addEventListener("click", stop);
+byId("forget").addEventListener("click", forget);
+byId("purpose").addEventListener("change", open);
+byId("measure").addEventListener("change", open);
+byId("hours").addEventListener("change", open);
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  takeKey(byId("key").value, byId("keep").checked);
+  byId("key").value = "";
+  open();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("inside").hidden) {
+    event.preventDefault();
+    byId("ask").requestSubmit();
+  }
+});
+open();
