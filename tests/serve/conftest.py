@@ -7,18 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
-from tests import tiny
+from tests import makers, tiny
 
+from moiety.bundle import papers
+from moiety.merge import merge
 from moiety.serve import ServePlan, Server, load_engine
 from moiety.serve.policy import new_key
 
 NAME = "mixture"
+TERMS = {
+    "amy": papers.Terms(),
+    "bob": papers.Terms(purposes=("care", "research")),
+    "cat": papers.Terms(purposes=("research",), expires=date(2030, 6, 1)),
+    "dan-b": papers.Terms(expires=date(2030, 1, 1)),
+}
 
 
 @dataclass
@@ -91,6 +100,19 @@ def serving(plan: ServePlan, load: Callable[[], Any], *, wait: bool = True) -> I
 def release(tiny_world: tiny.World) -> Path:
     """Amy, bob and cat; not to be changed."""
     return tiny_world.release("amy", "bob", "cat")
+
+
+@pytest.fixture(scope="session")
+def release_with_terms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four owners with different terms, of a model that says nothing; not to be changed."""
+    place = tmp_path_factory.mktemp("terms")
+    anchor = makers.make_anchor(place / "anchor")
+    bundles = [
+        makers.make_bundle(place, anchor, owner, seed=seed, terms=terms)
+        for seed, (owner, terms) in enumerate(TERMS.items(), start=1)
+    ]
+    merge(anchor, bundles, place / "release")
+    return place / "release"
 
 
 @pytest.fixture(scope="session")

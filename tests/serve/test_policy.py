@@ -7,13 +7,10 @@ import time
 from datetime import date
 
 import pytest
-from tests import makers
-from tests.serve.conftest import policy_of, serving, settled
+from tests.serve.conftest import TERMS, policy_of, serving, settled
 from tests.serve.engines import ToldEngine, steps
 
-from moiety.bundle import papers
 from moiety.errors import ConfigError
-from moiety.merge import merge
 from moiety.serve import ServePlan, Server
 from moiety.serve.jobs import Ending
 from moiety.serve.policy import LOCAL, hash_key, new_key, read_policy
@@ -21,27 +18,13 @@ from moiety.serve.refusals import RefusalError
 from moiety.serve.requests import Extension
 from moiety.serve.served import Served
 
-TERMS = {
-    "amy": papers.Terms(),
-    "bob": papers.Terms(purposes=("care", "research")),
-    "cat": papers.Terms(purposes=("research",), expires=date(2030, 6, 1)),
-    "dan-b": papers.Terms(expires=date(2030, 1, 1)),
-}
 BEFORE, DURING, AFTER = date(2029, 1, 1), date(2030, 3, 1), date(2031, 1, 1)
 NAMES = tuple(TERMS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A release of four owners with different terms; made without torch."""
-    place = tmp_path_factory.mktemp("terms")
-    anchor = makers.make_anchor(place / "anchor")
-    bundles = [
-        makers.make_bundle(place, anchor, owner, seed=seed, terms=terms)
-        for seed, (owner, terms) in enumerate(TERMS.items(), start=1)
-    ]
-    merge(anchor, bundles, place / "release")
-    return place / "release"
+def folder(release_with_terms):
+    return release_with_terms
 
 
 class Calendar:
@@ -289,7 +272,7 @@ def house(folder, tmp_path_factory):
 
 def test_every_route_but_health_and_the_description_needs_a_key(house):
     live, secrets, *_ = house
-    for path in ("/v1/models", "/v1/models/release", "/metrics", "/", "/nothing", "/docs"):
+    for path in ("/v1/models", "/v1/models/release", "/metrics", "/nothing", "/docs"):
         for key in (None, "wrong", secrets["app"][:-1]):
             answer = live.get(path, key)
             assert answer.status_code == 401, path

@@ -38,6 +38,8 @@ function forget() {
 
 // ---- the roster ----
 
+const NONE = "–";
+
 async function tellRoster() {
   const purpose = byId("purpose").value;
   const roster = await get(`/v1/roster${purpose ? `?purpose=${encodeURIComponent(purpose)}` : ""}`);
@@ -58,16 +60,16 @@ function rosterRow(expert) {
   name.append(element("span", "", "swatch"), ` ${expert.name}`);
   const state = cell("State", expert.name === "anchor" ? "public, always on" : expert.state);
   if (expert.state !== "served") state.className = "gone";
-  const bundle = cell("Bundle");
-  bundle.append(element(expert.bundle ? "code" : "span", expert.bundle ?? "–"));
-  const purposes = cell("Purposes", terms?.purposes.join(", ") ?? "–");
-  const until = cell("Until", terms ? (terms.expires ?? "no last day") : "–");
-  row.append(name, state, purposes, until, cell("Licence", terms?.licence ?? "–"), bundle);
+  const purposes = cell("Purposes", terms?.purposes.join(", ") ?? NONE);
+  const until = cell("Until", terms ? (terms.expires ?? "no last day") : NONE);
+  const bundle = cell("Bundle", expert.bundle ? "" : NONE);
+  if (expert.bundle) bundle.append(element("code", expert.bundle));
+  row.append(name, state, purposes, until, cell("Licence", terms?.licence ?? NONE), bundle);
   return row;
 }
 
 function cell(label, text = "", tag = "td") {
-  const made = element(tag, text);
+  const made = element(tag, text, text === NONE ? "none" : "");
   made.dataset.label = label;
   return made;
 }

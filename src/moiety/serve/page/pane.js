@@ -200,8 +200,7 @@ class Pane {
     this.current?.classList.remove("current");
     this.current = token;
     token.classList.add("current");
-    const shown = JSON.stringify(token.textContent);
-    this.find(".weights").textContent = `${shown}: ${this.inWords(this.weights.get(token))}`;
+    this.find(".weights").textContent = `“${token.textContent}” ${this.inWords(this.weights.get(token))}`;
   }
 
   walk(event) {

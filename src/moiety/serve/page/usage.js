@@ -3,7 +3,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HOUR = 3600e3;
-const CHART = { width: 720, height: 220, left: 52, bottom: 26, top: 12 };
+const CHART = { height: 220, left: 52, bottom: 26, top: 12 };
+const LABEL_WIDTH = 64;
 
 async function tellUsage() {
   const hours = Number(byId("hours").value);
@@ -57,7 +58,7 @@ function tellWords(bars, hours) {
   const when = hours === 24 ? "24 hours" : `${hours / 24} days`;
   const by = hours > 168 ? "day" : "hour";
   byId("usage-words").textContent = total
-    ? `${number(total)} ${what} in the last ${when}, by ${by} (UTC) and by who did them.`
+    ? `${number(total)} ${what} in the last ${when}, by ${by} (UTC), split by the routing.`
     : `Nothing in the last ${when}.`;
 }
 
@@ -86,25 +87,26 @@ function usageRow(row) {
 // ---- the picture ----
 
 function chart(bars, names, step) {
-  const { width, height, left, bottom, top } = CHART;
+  const { height, left, bottom, top } = CHART;
+  const width = Math.max(280, byId("chart").clientWidth);
   const most = topOf(Math.max(1, ...bars.map((bar) => sumOf(bar.parts.values()))));
   const scale = (height - bottom - top) / most;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   svg.setAttribute("aria-label", byId("usage-words").textContent);
-  for (const part of [0, 0.5, 1]) svg.append(...gridLine(part * most, scale));
+  for (const part of [0, 0.5, 1]) svg.append(...gridLine(part * most, scale, width));
   const wide = (width - left) / bars.length;
   bars.forEach((bar, place) => {
     const at = left + place * wide;
     svg.append(stack(bar, names, { at, wide, scale, step }));
-    if (place % Math.ceil(bars.length / 8) === 0) svg.append(tick(bar, at, wide, step));
   });
+  svg.append(...ticks(bars, wide, step));
   return svg;
 }
 
-// The next round number: 1, 2 or 5 and noughts.
+// The next round number.
 function topOf(value) {
   const unit = 10 ** Math.floor(Math.log10(value));
-  return unit * [1, 2, 5, 10].find((times) => times * unit >= value);
+  return unit * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((times) => times * unit >= value);
 }
 
 function stack(bar, names, { at, wide, scale, step }) {
@@ -127,18 +129,27 @@ function stack(bar, names, { at, wide, scale, step }) {
   return group;
 }
 
-function gridLine(value, scale) {
+function gridLine(value, scale, width) {
   const y = CHART.height - CHART.bottom - value * scale;
-  const line = shape("line", { x1: CHART.left, x2: CHART.width, y1: y, y2: y, class: "grid" });
+  const line = shape("line", { x1: CHART.left, x2: width, y1: y, y2: y, class: "grid" });
   const text = shape("text", { x: CHART.left - 8, y: y + 4, "text-anchor": "end" });
   text.textContent = value < 10 && value % 1 ? value.toFixed(1) : number(value);
   return [line, text];
 }
 
-function tick(bar, at, wide, step) {
-  const text = shape("text", { x: at + wide / 2, y: CHART.height - 6, "text-anchor": "start" });
-  text.textContent = whenOf(bar.begins, step);
-  return text;
+// Hours where there is one day, else the days' beginnings; as many as have room.
+function ticks(bars, wide, step) {
+  const hourly = bars.length <= 24;
+  const begins = (bar) => hourly || new Date(bar.begins).getUTCHours() === 0;
+  const found = [...bars.entries()].filter(([, bar]) => begins(bar));
+  const room = (wide * bars.length) / LABEL_WIDTH;
+  const each = Math.ceil(found.length / room);
+  return found.filter((_, place) => place % each === 0).map(([place, bar]) => {
+    const text = shape("text", { x: CHART.left + place * wide, y: CHART.height - 6 });
+    const [day, hour] = whenOf(bar.begins, step).split(" ");
+    text.textContent = hourly ? hour : day;
+    return text;
+  });
 }
 
 function whenOf(moment, step) {
