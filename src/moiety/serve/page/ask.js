@@ -98,7 +98,7 @@ function element(tag, text = "", className = "") {
 }
 
 function percent(share) {
-  return `${(100 * share).toFixed(share >= 0.0005 && share < 0.0995 ? 1 : 0)} %`;
+  return `${(100 * share).toFixed(share >= 0.0005 && share < 0.0995 ? 1 : 0)}\u00a0%`;
 }
 
 // Each expert has one colour on the whole page: the anchor grey, then a palette whose turns differ

@@ -106,13 +106,13 @@ function chart(bars, names, step) {
 // The next round number.
 function topOf(value) {
   const unit = 10 ** Math.floor(Math.log10(value));
-  return unit * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((times) => times * unit >= value);
+  return unit * [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((times) => times * unit >= value);
 }
 
 function stack(bar, names, { at, wide, scale, step }) {
   const group = shape("g", {});
   let y = CHART.height - CHART.bottom;
-  const gap = Math.min(2, wide / 4);
+  const gap = wide < 3 ? 0 : Math.min(2, wide / 4);
   for (const name of names) {
     const high = (bar.parts.get(name) ?? 0) * scale;
     if (!high) continue;
@@ -142,9 +142,10 @@ function ticks(bars, wide, step) {
   const hourly = bars.length <= 24;
   const begins = (bar) => hourly || new Date(bar.begins).getUTCHours() === 0;
   const found = [...bars.entries()].filter(([, bar]) => begins(bar));
-  const room = (wide * bars.length) / LABEL_WIDTH;
+  const room = Math.floor((wide * bars.length) / LABEL_WIDTH);
   const each = Math.ceil(found.length / room);
-  return found.filter((_, place) => place % each === 0).map(([place, bar]) => {
+  const fitting = found.filter(([place]) => (bars.length - place) * wide >= LABEL_WIDTH / 2);
+  return fitting.filter((_, place) => place % each === 0).map(([place, bar]) => {
     const text = shape("text", { x: CHART.left + place * wide, y: CHART.height - 6 });
     const [day, hour] = whenOf(bar.begins, step).split(" ");
     text.textContent = hourly ? hour : day;
