@@ -14,6 +14,7 @@ from tests.house.source import ROOT
 CHROMIUM = shutil.which("chromium")
 PICTURES = ROOT / "build" / "screenshots"
 SECONDS = 20
+PROMPT = "lito ba nusa ba mo rarara"
 SETTLED = ".pane:not(.busy) .status:not(:empty)"
 
 
@@ -69,7 +70,11 @@ class Visit:
     def wait(self) -> Visit:
         """Until both answers have ended, and what follows from them is on the page."""
         self.page.locator(SETTLED).nth(1).wait_for()
-        self.page.wait_for_load_state("networkidle")
+        return self.rest()
+
+    def rest(self) -> Visit:
+        """Until what was asked of the roster and of usage is on the page."""
+        self.page.locator("#inside:not([aria-busy=true])").wait_for(state="attached")
         return self
 
     def pane(self, number: int) -> Any:
@@ -96,7 +101,9 @@ class Visit:
     def shares(self, number: int) -> dict[str, str]:
         rows = self.pane(number).locator(".expert").all()
         return {
-            row.get_attribute("data-name"): row.locator(".share").text_content().replace("\xa0", " ")
+            row.get_attribute("data-name"): row.locator(".share")
+            .text_content()
+            .replace("\xa0", " ")
             for row in rows
         }
 
@@ -109,3 +116,8 @@ class Visit:
     def complaints(self) -> list[str]:
         """What scripts and the content policy said; refusals of the server are not among it."""
         return [said for said in self.console if not said.startswith("Failed to load resource")]
+
+
+def percent(share: float) -> str:
+    """A share as the page writes it."""
+    return f"{100 * share:.{1 if 0.0005 <= share < 0.0995 else 0}f} %"

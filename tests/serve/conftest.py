@@ -15,6 +15,8 @@ import httpx
 import pytest
 from openai import OpenAI
 from tests import makers, tiny
+from tests.serve.browsing import Visit, chromium
+from tests.serve.engines import Script, ToldEngine
 
 from moiety.bundle import papers
 from moiety.merge import merge
@@ -22,6 +24,7 @@ from moiety.serve import ServePlan, Server, load_engine
 from moiety.serve.policy import new_key
 
 NAME = "mixture"
+SET = ("anchor", "amy", "bob", "cat")
 TERMS = {
     "amy": papers.Terms(),
     "bob": papers.Terms(purposes=("care", "research")),
@@ -94,6 +97,44 @@ def serving(plan: ServePlan, load: Callable[[], Any], *, wait: bool = True) -> I
         live.server.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def told_server(
+    release: Path,
+    place: Path,
+    script: Script,
+    wait: float = 0.0,
+    names: tuple[str, ...] = SET,
+    **plan: Any,
+) -> Iterator[Live]:
+    """Serves with an engine that does as ``script`` tells it."""
+    engine = ToldEngine(names, script, wait)
+    found = ServePlan(release, port=0, admin_port=0, usage=f"sqlite:///{place}/u.sqlite", **plan)
+    with serving(found, lambda: engine) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; a module's own, because an asyncio loop runs in this thread as long as it does."""
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens tabs; nothing on them may have broken, or touched the content policy."""
+    visits: list[Visit] = []
+
+    def make(url: str, **how: Any) -> Visit:
+        visits.append(Visit(browser, url, **how))
+        return visits[-1]
+
+    yield make
+    for one in visits:
+        one.context.close()
+        assert one.complaints() == []
 
 
 @pytest.fixture(scope="session")

@@ -207,8 +207,9 @@ def test_a_hostile_query_is_a_400_that_tells_nothing_back(house, path):
 
 
 def test_usage_that_cannot_be_read_is_a_503(house, monkeypatch):
-    import moiety.serve.usage as books
     from sqlalchemy.exc import OperationalError
+
+    import moiety.serve.usage as books
 
     live, secrets = house
 

@@ -128,7 +128,9 @@ class Served:
             RefusalError: 403 for a purpose that it may not name.
         """
         purpose = _purpose(rights, said)
-        own = [one for one in self.describe() if one["name"] == ANCHOR or rights.may_use(one["name"])]
+        own = [
+            one for one in self.describe() if one["name"] == ANCHOR or rights.may_use(one["name"])
+        ]
         return {
             "model": self.name,
             "roster": self.digest,

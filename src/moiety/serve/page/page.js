@@ -5,22 +5,24 @@ const panes = [new Pane("A", byId("panes"), true), new Pane("B", byId("panes"), 
 
 async function open() {
   byId("problem").hidden = true;
+  byId("inside").ariaBusy = "true";
   try {
     await tellRoster();
     byId("key-part").hidden = true;
-    byId("inside").hidden = false;
+    byId("inside").hidden = byId("parts").hidden = false;
     byId("forget").hidden = !key;
     await tellUsage();
   } catch (error) {
     complain(error);
   }
+  byId("inside").ariaBusy = "false";
 }
 
 // What the page as a whole cannot do; without a key that fits, it asks for one.
 function complain(error) {
   const keyless = error.status === 401;
   if (keyless) {
-    byId("inside").hidden = byId("forget").hidden = true;
+    byId("inside").hidden = byId("parts").hidden = byId("forget").hidden = true;
     byId("key-part").hidden = false;
     byId("key").focus();
   }
@@ -43,6 +45,7 @@ const NONE = "–";
 async function tellRoster() {
   const purpose = byId("purpose").value;
   const roster = await get(`/v1/roster${purpose ? `?purpose=${encodeURIComponent(purpose)}` : ""}`);
+  if (purpose !== byId("purpose").value) return; // asked for another one meanwhile
   for (const { name } of roster.experts) paint(element("span"), name); // colours in slot order
   byId("model").textContent = roster.model;
   document.title = `${roster.model} · Moiety playground`;

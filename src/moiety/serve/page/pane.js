@@ -31,7 +31,7 @@ class Pane {
     const rows = roster.experts.map((expert) => this.row(expert));
     this.find(".experts").replaceChildren(...rows);
     this.tellModel();
-    if (this.weights) this.tellShares(this.means());
+    this.tellShares(this.shares ?? null);
   }
 
   row(expert) {
@@ -168,6 +168,7 @@ class Pane {
   // ---- what is told of an answer ----
 
   tellShares(shares) {
+    this.shares = shares;
     for (const row of this.root.querySelectorAll(".expert")) {
       const place = this.names?.indexOf(row.dataset.name) ?? -1;
       const share = shares && place >= 0 ? shares[place] : null;

@@ -144,7 +144,7 @@ function ticks(bars, wide, step) {
   const found = [...bars.entries()].filter(([, bar]) => begins(bar));
   const room = Math.floor((wide * bars.length) / LABEL_WIDTH);
   const each = Math.ceil(found.length / room);
-  const fitting = found.filter(([place]) => (bars.length - place) * wide >= LABEL_WIDTH / 2);
+  const fitting = found.filter(([place]) => (bars.length - place) * wide >= 0.7 * LABEL_WIDTH);
   return fitting.filter((_, place) => place % each === 0).map(([place, bar]) => {
     const text = shape("text", { x: CHART.left + place * wide, y: CHART.height - 6 });
     const [day, hour] = whenOf(bar.begins, step).split(" ");
