@@ -176,8 +176,9 @@ class Server:
             if self._house.problem == STOPPING:
                 return
             await asyncio.sleep(STOP_SECONDS)
-        where = f"http://{self._plan.host}:{self.port}/v1"
-        self._say(f"ready: {self._house.served.name} at {where}")
+        where = f"http://{self._plan.host}:{self.port}"
+        self._say(f"a page to try it on: {where}/")
+        self._say(f"ready: {self._house.served.name} at {where}/v1")
 
     @property
     def port(self) -> int:
