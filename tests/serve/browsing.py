@@ -110,6 +110,7 @@ class Visit:
     def picture(self, name: str) -> Path:
         """Keeps what the page looks like now."""
         PICTURES.mkdir(parents=True, exist_ok=True)
+        self.page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
         return PICTURES / f"{name}.png"
 

@@ -189,6 +189,18 @@ def test_an_owner_who_leaves_ends_the_answer_and_the_switch(tiny_world, release,
         assert tab.status(0) == "Done. Used: anchor, bob, cat."
 
 
+def test_an_engine_that_fails_is_told_beside_what_it_said(release, visit, tmp_path):
+    def script(job):
+        yield from steps(job, [300, 301])
+        yield Ending("failed", "the engine broke")
+
+    with told_server(release, tmp_path, script) as live:
+        tab = visit(live.url).open().ask("ba")
+        assert tab.error(0) == "The server failed: the engine broke."
+        assert len(tab.tints(0)) == 2
+        assert tab.status(0) == "No whole answer."
+
+
 def test_a_server_that_has_gone_is_told(release, visit, tmp_path):
     with told_server(release, tmp_path, endless) as live:
         tab = visit(live.url).open()

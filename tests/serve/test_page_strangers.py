@@ -58,6 +58,9 @@ def test_hostile_names_from_a_server_stay_text(live, visit):
     assert tab.page.locator("#usage-legend li").text_content().startswith(f" {EVIL}")
     assert tab.page.locator("main img, main script").count() == 0
     assert tab.page.title() == f"{EVIL} · Moiety playground"
+    for width in (1280, 700, 360):
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == width
 
 
 FOREIGN = """<!doctype html><title>foreign</title><iframe src="URL/"></iframe><script>

@@ -227,7 +227,7 @@ def test_a_huge_body_is_a_413_and_is_not_kept(live):
 
 
 def test_routes_that_are_not_there(live):
-    check_envelope(live.get("/"), 404)
+    check_envelope(live.get("/index.html"), 404)
     check_envelope(live.get("/v1/models/"), 404, "model")
     check_envelope(live.get("/v1/embeddings"), 404)
     check_envelope(live.get("/admin/roster"), 404)

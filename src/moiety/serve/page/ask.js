@@ -34,6 +34,9 @@ async function get(path) {
   return (await ask(path)).json();
 }
 
+// An error within a stream has no status of its own.
+const STATUSES = { authentication_error: 401, permission_error: 403, server_error: 500 };
+
 // The chunks of a streamed completion. One that tells an error is thrown.
 async function* completion(body, signal) {
   const headers = { "Content-Type": "application/json" };
@@ -42,7 +45,7 @@ async function* completion(body, signal) {
   for await (const event of events(answer.body)) {
     if (event === "[DONE]") return;
     const chunk = JSON.parse(event);
-    if (chunk.error) throw new Refused(0, chunk.error, null);
+    if (chunk.error) throw new Refused(STATUSES[chunk.error.type] ?? 400, chunk.error, null);
     yield chunk;
   }
   throw new TypeError("the stream ended too early");
@@ -67,7 +70,7 @@ function inWords(error) {
     return "The connection to the server broke. Is it still running?";
   }
   const told = error.message;
-  if (error.status === 401 || error.code === "invalid_api_key") {
+  if (error.status === 401) {
     return "The server does not know this key, or no longer. Enter another one.";
   }
   if (error.status === 429) {
@@ -76,7 +79,7 @@ function inWords(error) {
   if (error.code === "expert_withdrawn") return `An expert has left: ${told}.`;
   if (error.status === 403) return `Not allowed: ${told}.`;
   if (error.status === 503) return `Not ready: ${told}.`;
-  if (error.status >= 500 || error.code === "engine_failed") return `The server failed: ${told}.`;
+  if (error.status >= 500) return `The server failed: ${told}.`;
   return `The request was refused: ${told}.`;
 }
 

@@ -61,7 +61,7 @@ function rosterRow(expert) {
   const terms = expert.terms;
   const name = cell("Expert", "", "th");
   name.append(element("span", "", "swatch"), ` ${expert.name}`);
-  const state = cell("State", expert.name === "anchor" ? "public, always on" : expert.state);
+  const state = cell("State", expert.name === "anchor" ? "public" : expert.state);
   if (expert.state !== "served") state.className = "gone";
   const purposes = cell("Purposes", terms?.purposes.join(", ") ?? NONE);
   const until = cell("Until", terms ? (terms.expires ?? "no last day") : NONE);
@@ -104,7 +104,7 @@ async function run() {
   const failures = await Promise.all(panes.map((pane) => pane.run(question)));
   if (panes.some((pane) => pane.root.classList.contains("busy"))) return; // asked anew meanwhile
   byId("stop").ariaDisabled = "true";
-  const lost = failures.find((error) => error?.status === 401 || error?.code === "invalid_api_key");
+  const lost = failures.find((error) => error?.status === 401);
   if (lost) complain(new Refused(401, null, null));
   else await open();
 }

@@ -13,13 +13,17 @@ async function tellUsage() {
   const bars = barsOf(data, hours, step, byId("measure").value);
   const names = [...new Set(data.map((row) => row.expert))].sort(inOrder);
   tellWords(bars, hours);
-  byId("chart").replaceChildren(chart(bars, names, step));
+  byId("chart").replaceChildren(...(data.length ? [chart(bars, names, step)] : []));
   byId("usage-legend").replaceChildren(...names.map((name) => legend(name, bars)));
-  byId("usage-rows").replaceChildren(...data.toReversed().map(usageRow));
+  byId("usage-rows").replaceChildren(...data.sort(latestFirst).map(usageRow));
 }
 
 function inOrder(a, b) {
   return (places.get(a) ?? Infinity) - (places.get(b) ?? Infinity) || (a < b ? -1 : 1);
+}
+
+function latestFirst(a, b) {
+  return a.hour === b.hour ? inOrder(a.expert, b.expert) : a.hour < b.hour ? 1 : -1;
 }
 
 // A bar for each hour or day: when it begins, and each expert's part. Parts add up to what was
