@@ -201,7 +201,8 @@ class Pane {
     this.current?.classList.remove("current");
     this.current = token;
     token.classList.add("current");
-    this.find(".weights").textContent = `“${token.textContent}” ${this.inWords(this.weights.get(token))}`;
+    const shown = token.textContent.replaceAll("\n", "↵");
+    this.find(".weights").textContent = `“${shown}” ${this.inWords(this.weights.get(token))}`;
   }
 
   walk(event) {
