@@ -215,6 +215,9 @@ def test_a_stream_is_the_whole_answer(client):
     )
     *rest, last = chunks
     texts, reasons = {0: "", 1: ""}, {}
+    firsts = {chunk.choices[0].index: getattr(chunk, "moiety", None) for chunk in reversed(rest)}
+    told = {name: whole.moiety[name] for name in ("experts", "roster")}
+    assert firsts == {0: told, 1: told}, "who answers is told before the end"
     for chunk in rest:
         assert chunk.usage is None
         (choice,) = chunk.choices

@@ -151,7 +151,8 @@ def test_a_limit_says_when_to_come_again(house, visit):
     refused = [tab.error(n) for n in (0, 1) if tab.pane(n).locator(".error:visible").count()]
     assert len(refused) == 1
     assert re.fullmatch(
-        r"Too much at once: key slow has 1 requests a minute\. Try again in (60|5\d) seconds\.",
+        r"Too much at once: key slow has used up its requests a minute, which are 1\. "
+        r"Try again in (60|5\d) seconds\.",
         refused[0],
     )
     tab.picture("refused")

@@ -63,15 +63,21 @@ async def _billed(house: House, begun: Begun, refusal: RefusalError) -> dict[str
 
 
 async def _chunks(house: House, begun: Begun, *, usage: bool) -> AsyncGenerator[dict[str, Any]]:
+    """Every chunk. The first of each choice tells who answers, the last of all their shares."""
     run, form = begun.run, begun.form
+    head = {"experts": list(run.chosen.names), "roster": run.chosen.digest}
     async with aclosing(house.runs.pieces(begun.run)) as pieces:
-        head = {"experts": list(run.chosen.names), "roster": run.chosen.digest}
-        for chunk in _openings(begun, usage=usage):
+        openings = _openings(begun, usage=usage)
+        for chunk in openings:
             yield chunk | {"moiety": head}
+        headless = set() if openings else {choice.index for choice in run.choices}
         async for piece in pieces:
+            if not (piece.text or piece.tokens or piece.finish is not None):
+                continue
             last = piece.finish is not None and all(one.finished for one in run.choices)
-            if piece.text or piece.tokens or piece.finish is not None:
-                yield form.chunk(piece, usage, run.extension() if last else None)
+            told = head if piece.index in headless else None
+            headless.discard(piece.index)
+            yield form.chunk(piece, usage, run.extension() if last else told)
     if usage:
         yield form.usage_chunk(run.usage, run.extension())
 

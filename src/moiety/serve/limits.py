@@ -82,7 +82,7 @@ class Limits:
             bucket = _bucket(buckets, rights.id, per_minute, now)
             seconds = bucket.wait(amount, now)
             if seconds > 0:
-                words = f"key {rights.id} has {per_minute:,} {what} a minute"
+                words = f"key {rights.id} has used up its {what} a minute, which are {per_minute:,}"
                 raise too_busy(words, seconds, "rate_limit_exceeded")
             taken.append((bucket, amount))
         for bucket, amount in taken:
