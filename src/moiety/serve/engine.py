@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from moiety.model import Mixture
 from moiety.serve.answers import Answer
 from moiety.serve.jobs import TOP_LOGPROBS_MAX, Ending, Job, Load, Overloaded
 from moiety.serve.stepping import FAILED, Stepper
+from moiety.serve.waiting import WaitingRoom
 
 LOG = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ RETRY_SECONDS_MAX = 60
 class Limits:
     """How much an engine takes on.
 
-    ``places`` run at once and ``waiting`` more wait; a step takes about ``step_tokens`` tokens, and
-    the cache of beginnings holds ``cache_bytes`` of keys and values.
+    ``places`` run at once and ``waiting`` more wait, some more where a tenant needs its part
+    (``waiting.py``); a step takes about ``step_tokens`` tokens, and the cache of beginnings holds
+    ``cache_bytes`` of keys and values.
     """
 
     places: int = 16
@@ -76,7 +78,7 @@ class LocalEngine:
                 cache_bytes=limits.cache_bytes,
             )
         self._change = threading.Condition()
-        self._waiting: deque[tuple[Job, Answer]] = deque()
+        self._waiting = WaitingRoom(limits.waiting)
         self._cancelled: set[Answer] = set()
         self._removals: list[_Removal] = []
         self._gone: frozenset[int] = frozenset()
@@ -102,9 +104,9 @@ class LocalEngine:
             if gone:
                 raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
             free = self._limits.places - len(self._stepper.board.rows)
-            if len(self._waiting) >= self._limits.waiting + max(0, free):
+            if not self._waiting.has_room(job.tenant, max(0, free)):
                 raise Overloaded(self._retry_seconds())
-            self._waiting.append((job, answer))
+            self._waiting.add(job, answer)
             self._change.notify()
         return answer
 
@@ -184,10 +186,9 @@ class LocalEngine:
             # Whatever state the rest is in: no reader is left waiting.
             with self._change:
                 self._closed = True
-                rows, waiting = self._stepper.board.rows, self._waiting
+                rows, waiting = self._stepper.board.rows, self._waiting.take(lambda *_: True)
                 left = [row.answer for row in rows] + [answer for _, answer in waiting]
                 rows.clear()
-                waiting.clear()
             for answer in left:
                 answer.give([CLOSED])
 
@@ -219,10 +220,12 @@ class LocalEngine:
 
     def _admit(self) -> None:
         while len(self._stepper.board.rows) < self._limits.places:
+            running = Counter(row.job.tenant for row in self._stepper.board.rows)
             with self._change:
-                if not self._waiting:
-                    return
-                job, answer = self._waiting.popleft()
+                entry = self._waiting.next(running)
+            if entry is None:
+                return
+            job, answer = entry
             try:
                 self._stepper.enter(job, answer)
             except Exception:
@@ -231,12 +234,10 @@ class LocalEngine:
 
     def _drop_waiting(self, cancelled: set[Answer]) -> list[tuple[Answer, Ending]]:
         """Takes out of the queue who has hung up, or names a removed expert."""
-        stale = []
-        for job, answer in list(self._waiting):
-            if answer in cancelled or self._gone & set(job.slots):
-                self._waiting.remove((job, answer))
-                stale.append((answer, CANCELLED if answer in cancelled else WITHDRAWN))
-        return stale
+        stale = self._waiting.take(
+            lambda job, answer: answer in cancelled or not self._gone.isdisjoint(job.slots)
+        )
+        return [(answer, CANCELLED if answer in cancelled else WITHDRAWN) for _, answer in stale]
 
     def _carry_out(self, removals: list[_Removal]) -> None:
         for removal in removals:
