@@ -17,7 +17,7 @@ define study
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow check laws docs bench clean
+.PHONY: help setup setup-dev demo test test-slow check laws docs bench fuzz load clean
 .PHONY: study-tiny study-small study-eight study-privacy
 
 help: ## List the targets
@@ -54,6 +54,12 @@ docs: setup-dev ## Write commands and settings pages anew, check every page
 
 bench: setup-dev ## Time and memory of every tools/bench_*.py
 	@for bench in tools/bench_*.py; do echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
+
+fuzz: setup-dev ## Every request that the server's own description can spell, for minutes
+	FUZZ_CASES=3000 $(PYTEST) -s tests/serve/test_fuzz.py
+
+load: setup-dev ## A real server under 200 clients, 10,000 requests, and long beside short
+	PYTHONPATH=. $(BIN)/python tools/load_serve.py --out studies/out/load
 
 study-tiny: setup ## Every way to merge, on real text, in under half an hour
 	$(call study,flexmix-tiny)

@@ -12,17 +12,20 @@ from starlette.types import ASGIApp
 from moiety.bundle import orders
 from moiety.errors import ConfigError, TrustError
 from moiety.serve import metrics
-from moiety.serve.api import bare_app
+from moiety.serve.api import answers, bare_app
 from moiety.serve.door import Door, read_bytes
 from moiety.serve.house import House
 from moiety.serve.refusals import RefusalError, bad_request, json_response
+
+
+_ORDER = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
 def admin_app(house: House) -> ASGIApp:
     """The application of the admin port. All of it needs the admin key."""
     app = bare_app("Moiety, for whoever administers")
 
-    @app.post("/admin/withdraw")
+    @app.post("/admin/withdraw", responses=answers(), openapi_extra={"requestBody": _ORDER})
     async def withdraw(request: Request) -> Response:
         """Obey an owner's signed order, which is the body."""
         data = await read_bytes(request.receive, orders.ORDER_MAX_BYTES)
@@ -34,7 +37,7 @@ def admin_app(house: House) -> ASGIApp:
             except TrustError as error:
                 raise RefusalError(403, error.message, code="order_refused") from None
 
-    @app.post("/admin/reload")
+    @app.post("/admin/reload", responses=answers())
     async def reload() -> Response:
         """Read the policy anew."""
         try:
@@ -44,14 +47,14 @@ def admin_app(house: House) -> ASGIApp:
         keys = [] if house.policy is None else sorted(house.policy.keys)
         return json_response({"keys": keys, "remarks": remarks})
 
-    @app.get("/admin/roster")
+    @app.get("/admin/roster", responses=answers())
     async def roster() -> Response:
         """Who is served, with terms, and the digest in answers."""
         served = house.served
         told = {"name": served.name, "roster": served.digest, "experts": served.describe()}
         return json_response({**told, "ready": house.why_not_ready() is None})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=answers("text/plain", {"type": "string"}))
     async def scrape() -> Response:
         """For Prometheus."""
         return Response(house.metrics.text(), media_type=metrics.CONTENT_TYPE)

@@ -47,7 +47,6 @@ QueryType = TypeVar("QueryType", RosterQuery, UsageQuery)
 def public_app(house: House) -> ASGIApp:
     """The application of the public port."""
     app = bare_app("Moiety")
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     _add_answers(app, house)
     _add_models(app, house)
     _add_own(app, house)
@@ -60,6 +59,7 @@ def public_app(house: House) -> ASGIApp:
 def bare_app(title: str) -> FastAPI:
     """An application without routes, in which every error has one form."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusalError)
@@ -121,13 +121,13 @@ def parse(kind: type[AskedType], body: Any) -> AskedType:
 def _add_models(app: FastAPI, house: House) -> None:
     served = house.served
 
-    @app.get("/v1/models", responses=REFUSALS)
+    @app.get("/v1/models", responses=answers())
     async def models(request: Request) -> Response:
         """Every model id that this key can use."""
         ids = list(_model_ids(house, request.state.rights))
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
 
-    @app.get("/v1/models/{model:path}", responses=REFUSALS)
+    @app.get("/v1/models/{model:path}", responses=answers())
     async def model(request: Request, model: str) -> Response:
         """One model id, and the experts a request with it would use now."""
         chosen = served.choose(request.state.rights, model, Extension())
@@ -193,7 +193,9 @@ def _query(kind: type[QueryType], request: Request) -> QueryType:
 
 
 def _add_states(app: FastAPI, house: House) -> None:
-    @app.get("/health")
+    told = {**answers(), 503: answers()[200]}
+
+    @app.get("/health", responses=told, openapi_extra={"security": []})
     async def health() -> Response:
         """200 when requests are answered, 503 and why when they are not."""
         problem = house.why_not_ready()
@@ -201,7 +203,7 @@ def _add_states(app: FastAPI, house: House) -> None:
             return json_response({"status": "ready"})
         return json_response({"status": "not ready", "why": problem}, 503)
 
-    @app.get("/metrics", responses=REFUSALS)
+    @app.get("/metrics", responses=answers("text/plain", {"type": "string"}))
     async def scrape() -> Response:
         """For Prometheus; with the admin key where there is a policy."""
         return Response(house.metrics.text(), media_type=metrics.CONTENT_TYPE)
@@ -223,6 +225,7 @@ _REFUSED = {
         }
     },
 }
+_OBJECT = {"type": "object"}
 _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "refused", "content": {"application/json": {"schema": _REFUSED}}}
@@ -230,12 +233,17 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def answers(kind: str = "application/json", schema: Any = _OBJECT) -> dict[int | str, Any]:
+    """What the description says of a route: its answer, and every refusal."""
+    done = {"description": "the answer", "content": {kind: {"schema": schema}}}
+    return {200: done, **REFUSALS}
+
+
 def _told(kind: type[Asked]) -> dict[str, Any]:
     """What the description says of a route whose body is read by hand."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
-    answer = {"application/json": {"schema": {"type": "object"}}, **streamed}
+    answer = {"application/json": {"schema": _OBJECT}, "text/event-stream": {}}
     done = {200: {"description": "the answer, whole or as events", "content": answer}}
     return {"responses": done | REFUSALS, "openapi_extra": {"requestBody": body}}
 
