@@ -58,7 +58,7 @@ FLAT_KIB = 512
 FLAT_HANDLES = 2
 GARBAGE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     request_bytes({"model": NAME}, "no-such-key"),
     request_bytes([], None, "/nowhere"),
@@ -274,7 +274,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 async def latency(server: Running, secrets: dict[str, str], options: Any) -> dict[str, Any]:
     prompts = texts(9)
-    long_prompt = (" ".join(next(prompts) for _ in range(40)))[:900]
+    long_prompt = (" ".join(next(prompts) for _ in range(40)))[:680]
     short = asking(NAME, next(prompts)[:30], 16)
     found = {"alone": await timed(server, secrets, "short", short, options.asked)}
     length = int(json.loads(options.shape)["max_position_embeddings"])

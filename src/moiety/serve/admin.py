@@ -17,7 +17,6 @@ from moiety.serve.door import Door, read_bytes
 from moiety.serve.house import House
 from moiety.serve.refusals import RefusalError, bad_request, json_response
 
-
 _ORDER = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 

@@ -19,6 +19,7 @@ from moiety.serve.api import public_app
 from moiety.serve.door import LOOPBACK
 from moiety.serve.house import STOPPING, House
 from moiety.serve.jobs import Engine
+from moiety.serve.lines import Line
 from moiety.serve.policy import new_key
 from moiety.serve.refusals import RefusalError
 from moiety.serve.served import Served
@@ -205,7 +206,7 @@ def _listener(app: ASGIApp, host: str, port: int) -> _Listener:
         port=port,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=Line,
         log_config=None,
         access_log=False,
         server_header=False,
