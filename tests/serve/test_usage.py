@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -144,7 +145,7 @@ def test_a_password_in_a_url_is_not_told():
     assert "secret" not in str(caught.value)
 
 
-def start(release, place, *more):
+def start(release, place, *more, url=None, **how):
     """``moiety serve`` as a process of its own, on a free port."""
     words = [
         "serve",
@@ -154,13 +155,14 @@ def start(release, place, *more):
         "--name",
         NAME,
         "--usage",
-        f"sqlite:///{place}/u.sqlite",
+        url or f"sqlite:///{place}/u.sqlite",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "moiety", *map(str, words), *more],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **how,
     )
     for line in process.stderr:
         if line.startswith("ready"):
@@ -208,6 +210,51 @@ def test_kill_9_loses_nothing_that_was_told(release, tmp_path):
     process.stderr.close()
     rows = by_expert(read_usage(f"sqlite:///{tmp_path}/u.sqlite"))
     assert rows["anchor"]["requests"] == count + 1
+
+
+DISK_BYTES = 96 * 2**10
+
+
+def test_a_full_disk_is_told_and_what_was_told_is_kept(release, tmp_path):
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, DISK_BYTES))
+
+    process, url = start(release, tmp_path, preexec_fn=small_disk)
+    told, refused = 0, None
+    with httpx.Client(timeout=30) as http:
+        while refused is None:
+            answer = http.post(url + "/v1/completions", json=BODY)
+            told += answer.status_code == 200
+            refused = answer if answer.status_code != 200 else None
+            assert told < 1000
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "usage_not_written")
+        health = http.get(url + "/health")
+        assert health.status_code == 503
+        assert health.json()["why"].startswith("usage cannot be written: ")
+        streamed = http.post(url + "/v1/completions", json=BODY | {"stream": True}).text
+        assert '"code":"usage_not_written"' in streamed
+        assert '"finish_reason":"' not in streamed, "its end was not told"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert told > 0
+    process, url = start(release, tmp_path)
+    assert httpx.post(url + "/v1/completions", json=BODY, timeout=30).status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    process.stderr.close()
+    rows = by_expert(read_usage(f"sqlite:///{tmp_path}/u.sqlite"))
+    assert {row["requests"] for row in rows.values()} == {told + 1}
+
+
+def test_a_database_that_may_only_be_read_is_told(release, tmp_path):
+    Books(f"sqlite:///{tmp_path}/u.sqlite").close()
+    url = f"sqlite:///file:{tmp_path}/u.sqlite?mode=ro&uri=true"
+    plan = ServePlan(release, port=0, name=NAME, usage=url)
+    with serving(plan, lambda: load_engine(release)) as live:
+        assert live.get("/health").status_code == 200
+        assert live.post(json=BODY).status_code == 503
+        assert "readonly" in live.get("/health").json()["why"]
 
 
 def test_a_port_that_is_taken_is_an_error(release, tmp_path):

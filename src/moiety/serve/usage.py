@@ -12,13 +12,14 @@ import io
 import queue
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from moiety.errors import ConfigError, StateError
 from moiety.files import write_atomic
@@ -190,7 +191,10 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
         engine = sql.create_engine(address)
         if engine.dialect.name == "sqlite":
             sql.event.listen(engine, "connect", _settings_of_sqlite)
-        _make_table(engine)
+        with ExitStack() as undo:
+            undo.callback(engine.dispose)
+            _make_table(engine)
+            undo.pop_all()
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigError(
             f"no database for usage: {_words(error)}", remedy="sqlite:///usage.sqlite, for example"
@@ -201,7 +205,7 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
 def _make_table(engine: sql.Engine) -> None:
     try:
         _TABLE.metadata.create_all(engine)
-    except OperationalError:
+    except DBAPIError:
         # Another server may have made it since we looked: then it is there now.
         _TABLE.metadata.create_all(engine)
 
