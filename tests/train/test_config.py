@@ -74,6 +74,18 @@ def test_what_is_wrong_is_named_with_everything_that_is_known(assignment, key):
     assert "data.public_share" in caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["delta=1e-5", "tuning_runs=0"])
+def test_half_a_promise_is_refused(name, tmp_path):
+    flag = "--" + name.partition("=")[0].replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{flag} says nothing without --epsilon") as caught:
+        TrainConfig().resolve(None, [f"privacy.{name}"])
+    assert "give --epsilon" in caught.value.remedy
+    file = toml(tmp_path, f"[privacy]\n{name}\n")
+    with pytest.raises(ConfigError, match="says nothing without"):
+        TrainConfig().resolve(file)
+    assert TrainConfig().resolve(file, ["privacy.epsilon=1"]).privacy.epsilon == 1
+
+
 def test_an_assignment_needs_an_equals_sign():
     with pytest.raises(ConfigError, match=r"section\.field=value"):
         TrainConfig().resolve(None, ["optim.learning_rate"])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moiety.bundle import papers
 from moiety.errors import ConfigError
@@ -102,6 +102,15 @@ class PrivacyConfig(Section):
     tuning_runs: int | None = Field(None, ge=0)
     """Earlier runs on this text, each counted as if it had spent what this one does."""
 
+    @model_validator(mode="after")
+    def _no_promise_by_half(self) -> PrivacyConfig:
+        """Who names one of them wants a promise, and would train without any."""
+        for name in ("delta", "tuning_runs"):
+            if self.epsilon is None and getattr(self, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} says nothing without --epsilon")
+        return self
+
 
 class ComputeConfig(Section):
     """How it is computed; none of it is meant to change what is learned."""
@@ -155,10 +164,13 @@ def checked(kind: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = ", ".join(sorted(_keys(TrainConfig(), "")))
-        fault = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ConfigError(
-            f"{key}: {fault}", where="settings", remedy=f"known settings: {known}"
-        ) from error
+        fault, remedy = first["msg"], f"known settings: {known}"
+        if first["type"] == "extra_forbidden":
+            fault = "no such setting"
+        elif first["type"] == "value_error":
+            fault = str(first["ctx"]["error"])
+            remedy = "give --epsilon (privacy.epsilon) too; without it nothing is promised"
+        raise ConfigError(f"{key}: {fault}", where="settings", remedy=remedy) from error
 
 
 def _keys(section: BaseModel, prefix: str) -> list[str]:
