@@ -48,6 +48,19 @@ def test_half_a_promise_is_refused_and_leaves_nothing(tiny_anchor, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("epsilon", ["inf", "nan", "0", "-3"])
+def test_an_epsilon_that_is_none_is_refused_and_leaves_nothing(
+    tiny_anchor, tmp_path, capsys, epsilon
+):
+    text = tiny.write_text(tmp_path / "notes.jsonl", seed=1)
+    words = ["train", str(tiny_anchor), str(text), "--owner", "amy", "--out", str(tmp_path / "run")]
+    assert moiety([*words, "--epsilon", epsilon]) == 2
+    error = capsys.readouterr().err
+    assert f"privacy.epsilon cannot be {epsilon}" in error
+    assert "remedy: privacy.epsilon takes a number above 0, or none" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_delta_that_promises_nothing_is_refused_with_a_remedy(tiny_anchor, tmp_path, capsys):
     text = tiny.write_text(tmp_path / "notes.jsonl", seed=1)
     words = ["train", str(tiny_anchor), str(text), "--owner", "amy", "--out", str(tmp_path / "run")]
