@@ -20,6 +20,7 @@ def test_what_was_planted_and_where_it_is_told(tiny_anchor, tmp_path, capsys, as
         words += ["--set", setting]
     assert moiety([*words, *asked, "--json"]) == 0
     screen = capsys.readouterr()
+    assert "no promise of privacy" in screen.out
     told = json.loads(screen.out.splitlines()[-1])["canaries"]
     path = tmp_path / "run" / "canaries.json"
     if asked:

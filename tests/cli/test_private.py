@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from tests import tiny
 
 from moiety.cli import run as moiety
@@ -34,6 +35,30 @@ def test_from_text_to_a_bundle_that_says_what_it_promises(tiny_anchor, tmp_path,
     assert shown["privacy"].startswith("Trained with differential privacy: epsilon 0.99")
     assert "2 earlier runs on the same text are counted" in shown["privacy"]
     assert "clip_norm 0.3" in shown["promised"]
+
+
+@pytest.mark.parametrize("asked", [("--delta", "1e-5"), ("--tuning-runs", "3")], ids=lambda a: a[0])
+def test_half_a_promise_is_refused_and_leaves_nothing(tiny_anchor, tmp_path, capsys, asked):
+    text = tiny.write_text(tmp_path / "notes.jsonl", seed=1)
+    words = ["train", str(tiny_anchor), str(text), "--owner", "amy", "--out", str(tmp_path / "run")]
+    assert moiety([*words, *asked]) == 2
+    error = capsys.readouterr().err
+    assert f"{asked[0]} says nothing without --epsilon" in error
+    assert "remedy: give --epsilon" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("epsilon", ["inf", "nan", "0", "-3"])
+def test_an_epsilon_that_is_none_is_refused_and_leaves_nothing(
+    tiny_anchor, tmp_path, capsys, epsilon
+):
+    text = tiny.write_text(tmp_path / "notes.jsonl", seed=1)
+    words = ["train", str(tiny_anchor), str(text), "--owner", "amy", "--out", str(tmp_path / "run")]
+    assert moiety([*words, "--epsilon", epsilon]) == 2
+    error = capsys.readouterr().err
+    assert f"privacy.epsilon cannot be {epsilon}" in error
+    assert "remedy: privacy.epsilon takes a number above 0, or none" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_delta_that_promises_nothing_is_refused_with_a_remedy(tiny_anchor, tmp_path, capsys):

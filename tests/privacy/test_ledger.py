@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 
 import pytest
@@ -108,11 +109,33 @@ def test_a_budget_that_no_noise_keeps_is_refused(request_):
         PrivacyPlan.of(request_.model_copy(update={"epsilon": 1e-5, "delta": 1e-12}))
 
 
+def test_a_share_of_the_table_that_no_noise_keeps_is_told_by_what_was_asked(request_):
+    asked = request_.model_copy(update={"epsilon": 0.0002, "delta": 1e-6, "table_share": 0.05})
+    with pytest.raises(ConfigError) as caught:
+        PrivacyPlan.of(asked)
+    assert caught.value.message.startswith("epsilon 0.0002 at delta 1e-06 is too little")
+    assert "share of epsilon is 1e-05 (privacy.table_share 0.05)" in caught.value.message
+    tenth = request_.default_delta(10**6)
+    with pytest.raises(ConfigError, match=r"left out: a tenth of one over 1,000,000 records"):
+        PrivacyPlan.of(asked.model_copy(update={"records": 10**6, "delta": tenth}))
+
+
 def test_delta_is_a_tenth_of_a_record_and_never_a_whole_one(request_):
     assert request_.default_delta(200) == pytest.approx(1 / 2000)
     assert request_.check() is request_
     with pytest.raises(ConfigError, match="promises nothing"):
         request_.model_copy(update={"delta": 0.03}).check()
+
+
+@pytest.mark.parametrize("records", [5, 7, 50, 60, 64, 1000, 1916, 999_983])
+def test_the_delta_that_a_refusal_names_is_allowed_and_close_to_the_most(request_, records):
+    asked = request_.model_copy(update={"records": records, "delta": 0.9})
+    with pytest.raises(ConfigError) as caught:
+        asked.check()
+    named = float(re.search(r"at most ([0-9.e-]+),", caught.value.remedy)[1])
+    assert asked.model_copy(update={"delta": named}).check().delta == named
+    with pytest.raises(ConfigError, match="promises nothing"):
+        asked.model_copy(update={"delta": 1.2 * named}).check()
 
 
 def test_more_records_than_there_are_is_refused(request_):

@@ -52,26 +52,70 @@ def test_values_are_read_as_toml_or_else_as_text(assignment, value):
 
 
 @pytest.mark.parametrize(
-    ("assignment", "key"),
+    "assignment", ["optim.learning_rat=1", "optm.learning_rate=1", "speed=9", "optim.speed=9"]
+)
+def test_an_unknown_setting_is_named_with_all_that_are_known(assignment):
+    with pytest.raises(ConfigError, match="no such setting") as caught:
+        TrainConfig().resolve(None, [assignment])
+    assert assignment.startswith(caught.value.message.partition(":")[0])
+    assert "data.public_share" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("assignment", "fault", "remedy"),
     [
-        ("optim.learning_rat=1", "optim.learning_rat"),
-        ("optm.learning_rate=1", "optm"),
-        ("speed=9", "speed"),
-        ("optim.learning_rate=fast", "optim.learning_rate"),
-        ("optim.learning_rate=-1", "optim.learning_rate"),
-        ("batch.windows=0", "batch.windows"),
-        ("batch.windows=1.5", "batch.windows"),
-        ("data.public_share=1", "data.public_share"),
-        ("compute.precision=fp8", "compute.precision"),
-        ("optim=3", "optim"),
-        ("seed.more=3", "seed"),
+        ("optim.learning_rate=fast", "optim.learning_rate cannot be 'fast'", "a number above 0"),
+        ("optim.learning_rate=-1", "optim.learning_rate cannot be -1", "a number above 0"),
+        ("optim.weight_decay=-inf", "optim.weight_decay cannot be -inf", "a number of at least 0"),
+        ("batch.windows=0", "batch.windows cannot be 0", "a whole number of at least 1"),
+        ("batch.windows=1.5", "batch.windows cannot be 1.5", "a whole number of at least 1"),
+        ("data.public_share=1", "data.public_share cannot be 1", "of at least 0 and below 1"),
+        ("compute.precision=fp8", "compute.precision cannot be 'fp8'", "one of auto, fp32, bf16"),
+        ("compute.checkpoint_activations=7", "cannot be 7", "true or false"),
+        ("privacy.epsilon=inf", "privacy.epsilon cannot be inf", "a number above 0, or none"),
+        ("privacy.epsilon=nan", "privacy.epsilon cannot be nan", "a number above 0, or none"),
+        ("privacy.epsilon=0", "privacy.epsilon cannot be 0", "a number above 0, or none"),
+        ("privacy.delta=1", "privacy.delta cannot be 1", "a number above 0 and below 1, or none"),
+        ("data.canaries=-1", "data.canaries cannot be -1", "of at least 0 and at most 10,000"),
+        ("data.canaries=100000", "data.canaries cannot be 100000", "and at most 10,000"),
+        ("optim=3", "optim cannot be 3", "it is a section, of optim.learning_rate, optim."),
+        ("seed.more=3", "seed cannot be {'more': 3}", "a whole number of at least 0"),
     ],
 )
-def test_what_is_wrong_is_named_with_everything_that_is_known(assignment, key):
+def test_a_bad_value_is_named_with_what_its_setting_takes(assignment, fault, remedy):
     with pytest.raises(ConfigError) as caught:
         TrainConfig().resolve(None, [assignment])
-    assert caught.value.message.startswith(key)
-    assert "data.public_share" in caught.value.remedy
+    assert fault in caught.value.message
+    assert remedy in caught.value.remedy
+    assert "known settings" not in caught.value.remedy
+
+
+def test_no_number_may_be_without_end():
+    values = TrainConfig().model_dump()
+    every = [
+        f"{section}.{name}"
+        for section, inside in values.items()
+        if isinstance(inside, dict)
+        for name, value in inside.items()
+        if isinstance(value, float) or name in ("epsilon", "delta")
+    ]
+    assert len(every) > 10
+    for name in every:
+        for endless in ("inf", "-inf", "nan"):
+            with pytest.raises(ConfigError, match=f"{name} cannot be {endless}"):
+                TrainConfig().resolve(None, [f"{name}={endless}"])
+
+
+@pytest.mark.parametrize("name", ["delta=1e-5", "tuning_runs=0"])
+def test_half_a_promise_is_refused(name, tmp_path):
+    flag = "--" + name.partition("=")[0].replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{flag} says nothing without --epsilon") as caught:
+        TrainConfig().resolve(None, [f"privacy.{name}"])
+    assert "give --epsilon" in caught.value.remedy
+    file = toml(tmp_path, f"[privacy]\n{name}\n")
+    with pytest.raises(ConfigError, match="says nothing without"):
+        TrainConfig().resolve(file)
+    assert TrainConfig().resolve(file, ["privacy.epsilon=1"]).privacy.epsilon == 1
 
 
 def test_an_assignment_needs_an_equals_sign():
@@ -144,8 +188,3 @@ def test_compiling_is_decided_by_the_number_of_steps_unless_it_is_said():
         assert found == {expected}
     both = ComputeConfig(compile="on", checkpoint_activations=True)
     assert not resolve_compute(both, 10**6).compiled
-
-
-def test_a_setting_that_there_is_not_is_called_that():
-    with pytest.raises(ConfigError, match="no such setting"):
-        TrainConfig().resolve(None, ["optim.speed=9"])

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from moiety.bundle import pack, papers, signing
 from moiety.data import PackedText, Sources
-from moiety.errors import ConfigError, DataError, FormatError
+from moiety.errors import ConfigError, DataError, FormatError, StateError
 from moiety.merge import load_release, merge
 from moiety.model import load_dense
-from moiety.train import ExpertPlan, train_expert
+from moiety.train import ExpertPlan, expert, train_expert
 from moiety.train.table import evidence_table
 
 KINDS = ("own", "public")
@@ -144,6 +144,71 @@ def test_a_name_that_cannot_be_an_owners_is_refused_before_anything_is_made(plan
 def test_settings_that_do_not_fit_are_refused(plan, setting, what):
     with pytest.raises(ConfigError, match=what):
         train_expert(dataclasses.replace(plan, config=tiny.settings(setting)), quiet=True)
+
+
+def no_text(plan, tmp_path):
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n', "utf-8")
+    return dataclasses.replace(plan, sources=Sources([str(tmp_path / "empty.jsonl")]))
+
+
+def with_settings(*assignments):
+    return lambda plan, _: dataclasses.replace(
+        plan, config=plan.config.resolve(None, list(assignments))
+    )
+
+
+REFUSED = {
+    "no text": no_text,
+    "no such record key": lambda plan, _: dataclasses.replace(
+        plan, sources=dataclasses.replace(plan.sources, record_key="patient")
+    ),
+    "no such text": lambda plan, tmp_path: dataclasses.replace(
+        plan, sources=Sources([str(tmp_path / "none.jsonl")])
+    ),
+    "no such held-out text": lambda plan, tmp_path: dataclasses.replace(
+        plan, heldout=Sources([str(tmp_path / "none.jsonl")])
+    ),
+    "delta too large": with_settings("privacy.epsilon=1", "privacy.delta=0.5", "data.canaries=8"),
+    "epsilon too small": with_settings("privacy.epsilon=1e-5", "privacy.delta=1e-9"),
+    "longer than positions": with_settings("data.window_tokens=4096"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "a folder"])
+def test_what_is_refused_leaves_nothing_and_the_corrected_command_begins(
+    plan, tmp_path, why, there
+):
+    short = dataclasses.replace(plan, config=plan.config.resolve(None, ["budget.tokens=128"]))
+    if there:
+        (plan.out / "text").mkdir(parents=True)
+        (plan.out / "mine.txt").write_text("mine", "utf-8")
+    before = sorted(plan.out.rglob("*"))
+    with pytest.raises((ConfigError, DataError)):
+        train_expert(REFUSED[why](short, tmp_path), quiet=True)
+    assert plan.out.exists() == there
+    assert sorted(plan.out.rglob("*")) == before
+    assert train_expert(short, quiet=True).paper.steps == 1
+    assert (plan.out / "mine.txt").exists() == there
+
+
+def test_a_refused_resume_takes_nothing_away(plan, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(expert, "_train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_expert(plan, quiet=True)
+    before = {path: path.read_bytes() for path in plan.out.rglob("*") if path.is_file()}
+    assert plan.out / "start.json" in before
+    longer = with_settings("data.window_tokens=4096")(plan, tmp_path)
+    with pytest.raises(StateError, match="a run was begun here"):
+        train_expert(longer, quiet=True)
+    with pytest.raises(ConfigError, match="positions"):
+        train_expert(longer, resume=True, quiet=True)
+    after = {path: path.read_bytes() for path in plan.out.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_too_little_text_is_refused(plan, tmp_path):

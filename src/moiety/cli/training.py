@@ -136,7 +136,11 @@ def _tell(paper: papers.RunPaper, coins: Sequence[bool], out: Path, left_out: st
         f"{paper.seconds:,.0f} s; lower is better"
     )
     screen.say(f"  left out: {left_out}")
-    if paper.privacy is not None:
+    if paper.privacy is None:
+        screen.say(
+            "  no promise of privacy: without --epsilon an expert may give back parts of its text"
+        )
+    else:
         _tell_privacy(paper.privacy)
     if coins:
         screen.say(f"  canaries: {sum(coins):,} of {len(coins):,} planted; {out / 'canaries.json'}")

@@ -149,7 +149,7 @@ def _search(
             break
     if upper == math.inf:
         raise ConfigError(
-            f"epsilon {epsilon} at delta {delta} would take more noise than any text outweighs",
+            f"epsilon {epsilon:g} at delta {delta:g} would take more noise than any text outweighs",
             where="privacy.epsilon",
             remedy="allow a larger epsilon or delta, fewer steps, or count fewer runs",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_DOWN, Context
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from moiety.errors import ConfigError, DataError
@@ -35,6 +37,12 @@ class Request(BaseModel):
         """This run and those before it that count."""
         return 1 + (self.tuning_runs or 0)
 
+    def words(self) -> str:
+        """What was asked for; a delta that was left out is told as that."""
+        left_out = self.delta == self.default_delta(self.records)
+        whence = f" (left out: a tenth of one over {self.records:,} records)" if left_out else ""
+        return f"epsilon {self.epsilon:g} at delta {self.delta:.2g}{whence}"
+
     def check(self) -> Request:
         """This request, if it can promise anything.
 
@@ -46,7 +54,8 @@ class Request(BaseModel):
             raise ConfigError(
                 f"delta {self.delta} promises nothing for {self.records:,} records",
                 where="privacy.delta",
-                remedy=f"choose at most {self.default_delta(self.records):.0e}, or leave it out",
+                remedy=f"choose at most {self.most_delta(self.records):g}, better a tenth of it, "
+                "or leave it out",
             )
         if self.expected_records > self.records:
             raise DataError(
@@ -54,6 +63,11 @@ class Request(BaseModel):
                 remedy="lower batch.windows, or give text of more records",
             )
         return self
+
+    @staticmethod
+    def most_delta(records: int) -> float:
+        """One over the records in two digits, rounded down so that it may be typed."""
+        return float(Context(prec=2, rounding=ROUND_DOWN).create_decimal_from_float(1 / records))
 
     @staticmethod
     def default_delta(records: int) -> float:
@@ -77,9 +91,18 @@ class PrivacyPlan(BaseModel):
         Raises:
             ConfigError: no noise is enough.
         """
-        table = accountant.table_noise(
-            request.table_share * request.epsilon, request.delta, request.runs
-        )
+        share = request.table_share * request.epsilon
+        try:
+            table = accountant.table_noise(share, request.delta, request.runs)
+        except ConfigError as error:
+            # Who asked never named the share: say what was asked, and where the share comes from.
+            raise ConfigError(
+                f"{request.words()} is too little: the table of evidence alone, whose share of "
+                f"epsilon is {share:g} (privacy.table_share {request.table_share:g}), would take "
+                "more noise than any text outweighs",
+                where=error.where,
+                remedy=f"{error.remedy}, or give the table a larger share",
+            ) from error
         noise = accountant.step_noise(
             request.epsilon,
             request.delta,

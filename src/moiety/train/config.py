@@ -6,21 +6,30 @@ was resolved is written into the run's papers.
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moiety.bundle import papers
 from moiety.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+"""How a bound of a setting reads."""
 
 
 class Section(BaseModel):
     """A frozen table of settings in which unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -102,6 +111,15 @@ class PrivacyConfig(Section):
     tuning_runs: int | None = Field(None, ge=0)
     """Earlier runs on this text, each counted as if it had spent what this one does."""
 
+    @model_validator(mode="after")
+    def _no_promise_by_half(self) -> PrivacyConfig:
+        """Who names one of them wants a promise, and would train without any."""
+        for name in ("delta", "tuning_runs"):
+            if self.epsilon is None and getattr(self, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} says nothing without --epsilon")
+        return self
+
 
 class ComputeConfig(Section):
     """How it is computed; none of it is meant to change what is learned."""
@@ -153,12 +171,45 @@ def checked(kind: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(sorted(_keys(TrainConfig(), "")))
-        fault = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ConfigError(
-            f"{key}: {fault}", where="settings", remedy=f"known settings: {known}"
-        ) from error
+        raise ConfigError(_fault(first), where="settings", remedy=_remedy(first)) from error
+
+
+def _fault(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such setting"
+    if error["type"] == "value_error":  # our own, about several settings of a section
+        return f"{key}: {error['ctx']['error']}"
+    return f"{key} cannot be {reprlib.repr(error['input'])}"
+
+
+def _remedy(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"known settings: {', '.join(sorted(_keys(TrainConfig(), '')))}"
+    if error["type"] == "value_error":
+        return "give --epsilon (privacy.epsilon) too; without it nothing is promised"
+    return _takes([str(part) for part in error["loc"]])
+
+
+def _takes(path: Sequence[str]) -> str:
+    """What a setting takes, in words: type, bounds, and whether it may be none."""
+    section: Any = TrainConfig
+    for name in path[:-1]:
+        section = section.model_fields[name].annotation
+    field, key = section.model_fields[path[-1]], ".".join(path)
+    if isinstance(field.default, BaseModel):
+        return f"it is a section, of {', '.join(_keys(field.default, key + '.'))}"
+    kinds = get_args(field.annotation) or (field.annotation,)
+    words = [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    choice = " ".join(words) or f"one of {', '.join(kinds)}"
+    bounds = [
+        f"{word} {getattr(bound, name):,}"
+        for name, word in _BOUNDS.items()
+        for bound in field.metadata
+        if hasattr(bound, name)
+    ]
+    none = ", or none" if type(None) in kinds else ""
+    return f"{key} takes {' '.join([choice, ' and '.join(bounds)]).strip()}{none}"
 
 
 def _keys(section: BaseModel, prefix: str) -> list[str]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +21,14 @@ from transformers import Olmo2ForCausalLM
 
 from moiety.bundle import anchors, papers
 from moiety.data import DocumentNats, PackedText, Skipped, Sources
-from moiety.errors import ConfigError, StateError
+from moiety.errors import ConfigError, InputError, StateError, TrustError
 from moiety.family import owner_problem
 from moiety.files import canonical_json, digest_file, parse_json, read_limited, write_atomic
 from moiety.model import load_dense, training_loss
 from moiety.privacy import Ledger
 from moiety.tensors import array_plan, write_tensors
 from moiety.train.batches import StepBatches, whole_steps, window_shares
-from moiety.train.canaries import open_canaries, planted_records
+from moiety.train.canaries import CANARIES_PAPER, open_canaries, planted_records
 from moiety.train.compute import Compute, resolve_compute
 from moiety.train.config import TrainConfig
 from moiety.train.judge import judge_backbone
@@ -46,6 +47,12 @@ TOKENS_PER_PARAMETER = 0.17
 
 RUN_PAPER = "run.json"
 START_PAPER = "start.json"
+
+_BEGUN_WITH = (
+    *("text/own", "text/public", "text", CANARIES_PAPER, "ledger.json", "noise.secret"),
+    START_PAPER,
+)
+"""What a run's folder gets before the first step."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def train_expert(plan: ExpertPlan, *, resume: bool = False, quiet: bool = False)
     rank, paper = plan.config.pair.rank, anchor.paper
     if rank is not None and rank > min(paper.width, paper.hidden):
         raise ConfigError(f"rank {rank} is larger than the anchor's matrices", where="pair.rank")
-    with _locked(plan.out), resumable():
+    with _own_folder(plan.out), resumable():
         _check_start(plan, anchor.digest, resume)
         skipped = Skipped()
         canaries = open_canaries(plan.out, plan.anchor, anchor.digest, plan.owner, plan.config)
@@ -323,10 +330,14 @@ def _named(sources: Sources) -> dict[str, object]:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One process a run: two would overwrite each other's checkpoints."""
+def _own_folder(out: Path) -> Iterator[None]:
+    """One process a run: two would overwrite each other's checkpoints.
+
+    What is refused before it trained leaves nothing, so that the corrected command may begin.
+    """
     if out.exists() and not out.is_dir():
         raise StateError("not a folder", where=out)
+    new = [path for path in (out / ".lock", out) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
     out.chmod(0o700)  # private text lies here
     with (out / ".lock").open("w") as lock:
@@ -334,4 +345,22 @@ def _locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StateError("another process is working on this run", where=out) from error
-        yield
+        new = [out / name for name in _BEGUN_WITH if not os.path.lexists(out / name)] + new
+        try:
+            yield
+        except (InputError, TrustError):
+            if out / START_PAPER in new and not (out / "logs").exists():
+                _remove(new, out)
+            raise
+
+
+def _remove(new: list[Path], out: Path) -> None:
+    """Removes what this process made; ``out`` itself only when nothing else is in it."""
+    for path in new:
+        with suppress(OSError):  # why the run is refused is what must be told
+            if path == out:
+                path.rmdir()
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
