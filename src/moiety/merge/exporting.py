@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moiety.bundle import papers
 from moiety.errors import FormatError
@@ -31,6 +31,9 @@ from moiety.merge.roster import Slot, TopK, effective_top_k
 from moiety.merge.sources import OpenFiles
 from moiety.merge.stock import dense_config, mixture_config, read_config, weight_index
 from moiety.merge.streaming import Piece, Progress, copied, write_shards
+
+if TYPE_CHECKING:
+    from moiety.model import mixture
 
 WEIGHTS = "model.safetensors"
 PLAIN_SHARED = "model-shared.safetensors"
@@ -159,6 +162,20 @@ def export_plain(
         layers=roster.num_layers + 1,
         width=frame.wide,
         separator=separator,
+    )
+
+
+def load_routing(release: Path) -> mixture.Routing:
+    """How a release routes, without its experts: for who tells shares beside an export.
+
+    Raises:
+        TrustError: the release does not hold.
+    """
+    from moiety.model import mixture
+
+    standing = open_release(Path(release))
+    return mixture.load_routing(
+        standing.folder / layout.EVIDENCE, standing.roster.effective_top_k
     )
 
 
