@@ -2,10 +2,11 @@
 
 Legend: N token of the step, E expert, R request of the step.
 
-Two hooks. The gate of every mixture adds minus infinity to the logits of experts that a token's
-request may not use: softmax, top-k and everything after see the model that never had them. And an
-expert with no weight gives its place to the anchor, so that a forbidden one is not even multiplied
-with: nought times what is no number would be none.
+Two hooks. The gate of every mixture gives minus infinity to the logits of experts that a token's
+request may not use: softmax, top-k and everything after see the model that never had them. And
+experts are picked as moiety picks them: ties alike (a text's first token ties all of them), and one
+without weight gives its place to the anchor, so that a forbidden one is not even multiplied with:
+nought times what is no number would be none.
 
 vLLM loads plugins in every process it starts, and goes on without one that fails. So whoever starts
 an engine calls ``moiety_check`` before any request. A request's data never raises in here, which
@@ -151,13 +152,19 @@ def _hook_gate(masks: Masks) -> None:
 
 
 def _hook_router() -> None:
+    """Softmax over all, the top k of it, not scaled up again, as in our own mixture."""
     from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 
-    inner: Callable[..., Any] = FusedMoERouter.select_experts
-
-    def select(self: Any, *args: Any, **kwargs: Any) -> Any:
-        weights, ids = inner(self, *args, **kwargs)
-        return weights, ids.masked_fill(weights == 0, ANCHOR)
+    def select(
+        self: Any,
+        hidden_states: Tensor,
+        router_logits: Tensor,
+        topk_indices_dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        kept = router_logits.float().softmax(dim=-1).topk(self.top_k, dim=-1)
+        ids = kept.indices.masked_fill(kept.values == 0, ANCHOR)
+        return kept.values, ids.to(topk_indices_dtype or torch.int32)
 
     FusedMoERouter.select_experts = select
 

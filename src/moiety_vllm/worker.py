@@ -3,8 +3,8 @@
 One JSON object a line each way. The first line says what to start:
 ``{"model", "experts", "args"}``; then come ``run``, ``abort`` and ``withdraw`` under ``do``. It
 answers ``hello``, ``ready``, ``steps``, ``withdrawn`` and ``failed`` under ``is``. A ``steps`` line
-holds rows ``[id, [[token, logprob, [[token, logprob], ...], of the prompt], ...], reason or null]``,
-as many as there are.
+holds rows ``[id, [step, ...], reason or null]``, as many as there are, and a step is
+``[token, logprob, [[token, logprob], ...], of the prompt]``.
 
 Nobody but the server that started it can talk to it: it opens no port of its own. Its group of
 processes ends with it.

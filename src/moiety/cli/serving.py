@@ -15,7 +15,10 @@ from moiety.errors import ConfigError
 
 usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
 
-Engine = Annotated[Literal["local"], typer.Option(help="What computes.")]
+Engine = Annotated[
+    Literal["local", "vllm"], typer.Option(help="What computes: this process, or vLLM in its own.")
+]
+VLLM_PYTHON = Path(".venv-vllm/bin/python")
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
 ]
@@ -49,6 +52,13 @@ def serve(
     receipt_key: ReceiptKey = None,
     engine: Engine = "local",
     device: Device = "cpu",
+    vllm_python: Annotated[
+        Path, typer.Option(help="With --engine vllm: Python of its environment (make vllm).")
+    ] = VLLM_PYTHON,
+    vllm_args: Annotated[
+        Path | None,
+        typer.Option(help="With --engine vllm: TOML file of devices, dtype and memory."),
+    ] = None,
 ) -> None:
     """Answer OpenAI's completions and chats, each request with the experts it may use.
 
@@ -61,14 +71,20 @@ def serve(
     With --admin-port, POST an owner's order to /admin/withdraw: requests that use the expert end
     within a second. Ctrl-C lets running requests end first; again: at once.
 
+    --engine vllm puts vLLM behind the same API, for more than one device; docs/guides/vllm.md says
+    how to install and size it.
+
     Example: moiety serve release/
+
+    Example: moiety serve release/ --engine vllm --vllm-args engine.toml
 
     Example: moiety serve release/ --policy policy.toml --host 0.0.0.0 --admin-port 8001
     """
     with _extra():
-        from moiety.serve import ServePlan, Server, jobs, load_engine
+        from moiety.serve import ServePlan, Server, jobs, load_engine, load_vllm
 
-    engines = {"local": load_engine}
+    if engine == "vllm" and device != "cpu":
+        raise ConfigError("vLLM takes the device it was built for", where="--device")
     plan = ServePlan(
         release=release,
         policy=policy,
@@ -83,7 +99,9 @@ def serve(
 
     def load() -> jobs.Engine:
         screen.quiet_libraries()  # in here: health answers while libraries are loaded
-        return engines[engine](release, device=device)
+        if engine == "vllm":
+            return load_vllm(release, python=vllm_python, sizes=vllm_args)
+        return load_engine(release, device=device)
 
     Server(plan, load, screen.note).run()
     screen.note("stopped; usage is written")

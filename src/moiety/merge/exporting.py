@@ -174,9 +174,7 @@ def load_routing(release: Path) -> mixture.Routing:
     from moiety.model import mixture
 
     standing = open_release(Path(release))
-    return mixture.load_routing(
-        standing.folder / layout.EVIDENCE, standing.roster.effective_top_k
-    )
+    return mixture.load_routing(standing.folder / layout.EVIDENCE, standing.roster.effective_top_k)
 
 
 def _chosen(release: Release, names: Sequence[str] | None) -> list[Slot]:

@@ -43,7 +43,7 @@ class _Removal:
 
 
 class LocalEngine:
-    """Runs jobs on a mixture, which it takes over: its weights move, and it is of no further use."""
+    """Runs jobs on a mixture, which it takes over: its weights move, it is of no further use."""
 
     def __init__(self, mixture: Mixture, limits: Limits | None = None) -> None:
         self._limits = limits = limits or Limits()

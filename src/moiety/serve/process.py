@@ -49,7 +49,6 @@ class Start:
     experts: int
     args: Mapping[str, Any]
     folder: Path
-    seconds: float = START_SECONDS
 
 
 @dataclass
@@ -74,6 +73,7 @@ class Process:
         self._opening = _Opening()
         self._lines: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.why_ended = ""
+        self._ended_by_us = False
         self._popen = _spawn(start)
         threads = (self._read, self._write, self._listen)
         self._threads = [threading.Thread(target=work, daemon=True) for work in threads]
@@ -91,6 +91,7 @@ class Process:
 
     def end(self) -> None:
         """Ends it and every process it started, at once."""
+        self._ended_by_us = True
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._lines.put(None)
@@ -98,7 +99,7 @@ class Process:
             self._popen.wait(END_SECONDS)
 
     def _open(self, start: Start) -> None:
-        hello = self._expect("hello", start.seconds)
+        hello = self._expect("hello")
         version = str(hello.get("vllm")).partition("+")[0]
         if version != TESTED:
             raise ConfigError(
@@ -114,66 +115,74 @@ class Process:
             )
         model = {"model": str(start.model), "experts": start.experts, "args": dict(start.args)}
         self.send(model)
-        self._expect("ready", start.seconds)
+        self._expect("ready")
 
-    def _expect(self, kind: str, seconds: float) -> Message:
+    def _expect(self, kind: str) -> Message:
         try:
-            message = self._opening.told.get(timeout=seconds)
+            message = self._opening.told.get(timeout=START_SECONDS)
         except queue.Empty:
-            raise StateError(f"vLLM did not come up within {seconds:.0f} s") from None
-        if message is None:
-            missing = "No module named" in self.why_ended
-            told = f"vLLM did not come up: {self.why_ended}"
-            raise ConfigError(told, remedy=MAKE) if missing else StateError(told)
-        if message.get("is") == kind:
+            raise StateError(f"vLLM did not come up within {START_SECONDS:.0f} s") from None
+        if message is not None and message.get("is") == kind:
             return message
-        raise StateError(f"vLLM did not come up: {str(message.get('words'))[:300]}")
+        words = self.why_ended if message is None else str(message.get("words"))[:300]
+        told = f"vLLM did not come up: {words}"
+        if "No module named" in words:
+            raise ConfigError(told, remedy=MAKE)
+        raise StateError(told)
 
     def _read(self) -> None:
         """Hands lines over until there are none, or one that is none."""
-        out: IO[bytes] = self._pipe("stdout")
         why = ""
         try:
-            while line := out.readline(LINE_MAX_CHARS):
-                message = json.loads(line)
-                if not isinstance(message, dict):
-                    raise TypeError(type(message).__name__)  # noqa: TRY301
-                if not self._opening.over:
-                    self._opening.told.put(message)
-                    if message.get("is") == "ready":
-                        # What follows is for the engine: nobody else reads these any more.
-                        self._opening.over = True
-                    continue
-                if message.get("is") == "failed":
-                    why = str(message.get("words"))[:300]
-                else:
-                    self._hear(self, message)
+            with self._pipe("stdout") as out:
+                while line := out.readline(LINE_MAX_CHARS):
+                    why = self._heard(json.loads(line)) or why
         except Exception as error:
             LOG.exception("a line of vLLM's process is not understood")
             why = f"it said what is not understood ({type(error).__name__})"
+        by_itself = not self._ended_by_us
         self.end()
         self._threads[2].join(END_SECONDS)
-        last = next((line for line in reversed(self._last) if line.strip()), "")
-        self.why_ended = why or last.strip()[:300] or f"it ended with {self._popen.returncode}"
+        self.why_ended = why or self._last_words()
+        if by_itself:
+            LOG.error("vLLM's process has ended: %s\n%s", self.why_ended, "\n".join(self._last))
         if self._opening.over:
-            LOG.error("vLLM's process has ended: %s", self.why_ended)
             self._hear(self, None)
         else:
             self._opening.told.put(None)
 
+    def _heard(self, message: Message) -> str:
+        """Hands one line over; the words of one that says why it ends."""
+        if not self._opening.over:
+            # What follows on "ready" is for the engine: nobody else reads these any more.
+            self._opening.over = message["is"] == "ready"
+            self._opening.told.put(message)
+        elif message["is"] == "failed":
+            return str(message.get("words"))[:300]
+        else:
+            self._hear(self, message)
+        return ""
+
+    def _last_words(self) -> str:
+        code = self._popen.returncode
+        if code is not None and code < 0:
+            return f"it was ended by signal {-code}"
+        last = next((line for line in reversed(self._last) if line.strip()), "")
+        return last.strip()[:300] or f"it ended with {code}"
+
     def _write(self) -> None:
-        with suppress(OSError, ValueError):
-            pipe = self._pipe("stdin")
+        with suppress(OSError, ValueError), self._pipe("stdin") as pipe:
             while (message := self._lines.get()) is not None:
                 pipe.write(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
                 pipe.flush()
 
     def _listen(self) -> None:
         """Keeps the last of what it says beside the protocol: its log."""
-        for line in self._pipe("stderr"):
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last.append(text)
-            LOG.debug("vLLM: %s", text)
+        with self._pipe("stderr") as pipe:
+            for line in pipe:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._last.append(text)
+                LOG.debug("vLLM: %s", text)
 
     def _pipe(self, name: str) -> IO[bytes]:
         pipe = getattr(self._popen, name)

@@ -59,7 +59,7 @@ STARTING = "vLLM's process has ended, and is being started anew"
 
 @dataclass(eq=False)
 class Generation:
-    """A checkpoint of the experts in ``slots``, and who runs it. ``over``: its process has ended."""
+    """A checkpoint of the experts in ``slots`` and who runs it; ``over``: that has ended."""
 
     slots: tuple[int, ...]
     folder: Path
@@ -204,7 +204,7 @@ class VllmEngine:
         return Load(min(jobs, places), max(0, jobs - places), places, 0, self._made)
 
     def close(self) -> None:
-        """Ends every job, vLLM's processes and the engine's thread, and removes what was written."""
+        """Ends every job, every process and the engine's thread; removes what was written."""
         with self._change:
             state = self._state
             state.closed = True
@@ -224,7 +224,9 @@ class VllmEngine:
         found = [*state.retired, *([state.current] if state.current else [])]
         return [one for one in found if not one.over]
 
-    def _ask_out(self, generation: Generation, slots: frozenset[int]) -> tuple[int, threading.Event]:
+    def _ask_out(
+        self, generation: Generation, slots: frozenset[int]
+    ) -> tuple[int, threading.Event]:
         """Asks a process to leave experts out; the event is set when it does."""
         number, event = next(self._numbers), threading.Event()
         self._state.marks[number] = event
@@ -422,4 +424,3 @@ def _ending(reason: str) -> Ending:
     if reason == "length":
         return Ending("length")
     return CANCELLED if reason in ("cancelled", "abort") else FAILED
-
