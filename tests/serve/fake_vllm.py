@@ -1,8 +1,8 @@
 """Speaks the worker's lines without vLLM: for what a working worker never does.
 
-``FAKE`` says how: ``good``, ``old`` (another version), ``slow`` (never ready), ``dies`` (at a prompt
-that holds token 7), ``garbage`` (at the same), ``deaf`` (confirms no withdrawal), ``weak`` (good
-once, and never ready again).
+``FAKE`` says how: ``good``, ``old`` (another version), ``slow`` (never ready), ``dies`` (at a
+prompt that holds token 7), ``garbage`` (at the same), ``deaf`` (confirms no withdrawal), ``weak``
+(good once, and never ready again).
 """
 
 from __future__ import annotations

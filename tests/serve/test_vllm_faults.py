@@ -1,4 +1,4 @@
-"""What becomes of requests when vLLM's process does what it should not; by a process that is none."""
+"""What becomes of requests when vLLM's process does what it should not, played by another."""
 
 from __future__ import annotations
 

@@ -60,11 +60,12 @@ class _Opening:
 
 
 class Process:
-    """A worker that is ready for jobs. ``hear`` is told its lines, and None as the last.
+    """A worker's process, and whoever reads it. After ``open`` it is ready for jobs.
+
+    From then on ``hear`` is told its lines, and None as the last.
 
     Raises:
-        ConfigError: no vLLM there, or another version than the one that was tested.
-        StateError: it did not come up; with its last words.
+        ConfigError: no Python there.
     """
 
     def __init__(self, start: Start, hear: Callable[[Process, Message | None], None]) -> None:
@@ -74,13 +75,22 @@ class Process:
         self._lines: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.why_ended = ""
         self._ended_by_us = False
+        self._start = start
         self._popen = _spawn(start)
         threads = (self._read, self._write, self._listen)
         self._threads = [threading.Thread(target=work, daemon=True) for work in threads]
         for thread in self._threads:
             thread.start()
+
+    def open(self) -> None:
+        """Waits until it is ready; where it fails, it is ended.
+
+        Raises:
+            ConfigError: no vLLM there, or another version than the one that was tested.
+            StateError: it did not come up; with its last words.
+        """
         try:
-            self._open(start)
+            self._open(self._start)
         except BaseException:
             self.end()
             raise

@@ -91,9 +91,10 @@ class _State:
     """What threads share, under one lock."""
 
     current: Generation | None = None
+    opening: Generation | None = None
     retired: list[Generation] = field(default_factory=list)
     running: dict[int, _Running] = field(default_factory=dict)
-    marks: dict[int, threading.Event] = field(default_factory=dict)
+    marks: dict[int, tuple[Generation, threading.Event]] = field(default_factory=dict)
     gone: frozenset[int] = frozenset()
     problem: str | None = None
     given_up: bool = False
@@ -208,7 +209,7 @@ class VllmEngine:
         with self._change:
             state = self._state
             state.closed = True
-            generations = self._living()
+            generations = self._living() + ([state.opening] if state.opening else [])
             left = [one.answer for one in state.running.values() if not one.told]
             state.running.clear()
             self._change.notify_all()
@@ -229,7 +230,7 @@ class VllmEngine:
     ) -> tuple[int, threading.Event]:
         """Asks a process to leave experts out; the event is set when it does."""
         number, event = next(self._numbers), threading.Event()
-        self._state.marks[number] = event
+        self._state.marks[number] = (generation, event)
         places = [place for place, slot in enumerate(generation.slots) if slot in slots]
         generation.send({"do": "withdraw", "slots": places, "mark": number})
         return number, event
@@ -245,7 +246,9 @@ class VllmEngine:
         if message is None:
             self._lost(generation)
         elif message.get("is") == "withdrawn":
-            self._state.marks[message["mark"]].set()
+            _, event = self._state.marks.get(message["mark"], (None, None))
+            if event is not None:
+                event.set()
         elif message.get("is") == "steps":
             self._take(message["rows"])
 
@@ -290,9 +293,9 @@ class VllmEngine:
             if generation is state.current and not state.closed:
                 state.problem = f"{STARTING}: {why}"
                 self._ends.append(time.monotonic())
-            for event in state.marks.values():
-                # Whoever waits looks again at who lives.
-                event.set()
+            for asked, event in state.marks.values():
+                if asked is generation:
+                    event.set()
             self._change.notify_all()
         ending = CLOSED if self._state.closed else Ending("failed", f"vLLM has ended: {why}")
         for one in left:
@@ -343,8 +346,10 @@ class VllmEngine:
         LOG.info("vLLM serves %s now", ", ".join(self.names[slot] for slot in slots))
 
     def _not_begun(self, error: Exception) -> None:
-        LOG.exception("vLLM cannot be started anew")
         with self._change:
+            if self._state.closed:
+                return
+            LOG.error("vLLM cannot be started anew", exc_info=error)
             self._ends.append(time.monotonic())
             often = len(self._ends) > TRIES and self._ends[-1] - self._ends[0] < TRIES_SECONDS
             self._state.given_up = often
@@ -364,10 +369,17 @@ class VllmEngine:
             self._check_export(model, slots)
             args = self._sizes.args(self.max_context)
             start = Start(self._python, model, len(slots), args, self._folder)
-            generation.process = Process(start, partial(self._hear, generation))
+            with self._change:
+                if self._state.closed:
+                    raise StateError(ENDED)
+                generation.process = Process(start, partial(self._hear, generation))
+                self._state.opening = generation
+            generation.process.open()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            self._state.opening = None
         return generation
 
     def _check_export(self, model: Path, slots: tuple[int, ...]) -> None:
