@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from moiety.cli import screen
 from moiety.cli.options import AsJson, Device, ReleaseFolder
 from moiety.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moiety.serve import jobs
 
 usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
 
@@ -81,10 +85,9 @@ def serve(
     Example: moiety serve release/ --policy policy.toml --host 0.0.0.0 --admin-port 8001
     """
     with _extra():
-        from moiety.serve import ServePlan, Server, jobs, load_engine, load_vllm
+        from moiety.serve import ServePlan, Server
 
-    if engine == "vllm" and device != "cpu":
-        raise ConfigError("vLLM takes the device it was built for", where="--device")
+    load_chosen = _loader(engine, release, device, vllm_python, vllm_args)
     plan = ServePlan(
         release=release,
         policy=policy,
@@ -99,12 +102,22 @@ def serve(
 
     def load() -> jobs.Engine:
         screen.quiet_libraries()  # in here: health answers while libraries are loaded
-        if engine == "vllm":
-            return load_vllm(release, python=vllm_python, sizes=vllm_args)
-        return load_engine(release, device=device)
+        return load_chosen()
 
     Server(plan, load, screen.note).run()
     screen.note("stopped; usage is written")
+
+
+def _loader(
+    engine: str, release: Path, device: str, python: Path, sizes: Path | None
+) -> Callable[[], jobs.Engine]:
+    from moiety.serve import load_engine, load_vllm
+
+    if engine == "local":
+        return partial(load_engine, release, device=device)
+    if device != "cpu":
+        raise ConfigError("vLLM takes the device it was built for", where="--device")
+    return partial(load_vllm, release, python=python, sizes=sizes)
 
 
 def serve_key(

@@ -119,11 +119,13 @@ def export_plain(
     out: Path,
     *,
     experts: Sequence[str] | None = None,
+    devices: int = 1,
     progress: Progress | None = None,
 ) -> Exported:
     """Writes a release, or the anchor and the ``experts`` named, as a plain checkpoint.
 
-    Stock loaders of FlexOlmo load it, and route by evidence as our own mixture does.
+    Stock loaders of FlexOlmo load it, and route by evidence as our own mixture does. For tensor
+    parallelism its heads are made a multiple of ``devices``, which costs width.
 
     Raises:
         TrustError: the release does not hold, or has no such expert.
@@ -139,7 +141,7 @@ def export_plain(
         num_experts=len(chosen),
         top_k=effective_top_k(roster.top_k, len(chosen)),
     )
-    frame = frame_of(config, len(chosen) - 1, roster.dtype)
+    frame = frame_of(config, len(chosen) - 1, roster.dtype, devices)
     separator = _separator(standing)
     with OpenFiles() as files, clean_folder(out) as folder:
         shards = _plain_shards(standing, chosen, config, frame, separator, files)

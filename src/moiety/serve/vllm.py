@@ -365,7 +365,8 @@ class VllmEngine:
         try:
             model = folder / "model"
             names = [self.names[slot] for slot in slots]
-            exporting.export_plain(self._release.folder, model, experts=names)
+            devices = self._sizes.tensor_parallel_size
+            exporting.export_plain(self._release.folder, model, experts=names, devices=devices)
             self._check_export(model, slots)
             args = self._sizes.args(self.max_context)
             start = Start(self._python, model, len(slots), args, self._folder)
