@@ -183,7 +183,7 @@ class VllmEngine:
         check_removal(removed, self.names)
         with self._change:
             state = self._state
-            state.gone |= removed
+            state.gone, state.given_up = state.gone | removed, False
             used = [one for one in state.running.values() if removed & set(one.job.slots)]
             ended = [one for one in used if not one.told]
             for one in ended:
@@ -291,7 +291,7 @@ class VllmEngine:
                 del state.running[one.number]
             generation.jobs = 0
             if generation is state.current and not state.closed:
-                state.problem = f"{STARTING}: {why}"
+                state.problem, state.given_up = f"{STARTING}: {why}", False
                 self._ends.append(time.monotonic())
             for asked, event in state.marks.values():
                 if asked is generation:
