@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -28,7 +29,9 @@ TESTED = "0.32.0"
 
 PROTOCOL = 1
 LINE_MAX_CHARS = 2**26
-TOLD_LINES = 40
+TOLD_LINES = 300
+_CAUSE = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .+")
+_NO_CAUSE = "See root cause"
 START_SECONDS = 1800.0
 END_SECONDS = 10.0
 
@@ -134,9 +137,12 @@ class Process:
             raise StateError(f"vLLM did not come up within {START_SECONDS:.0f} s") from None
         if message is not None and message.get("is") == kind:
             return message
+        self.end()
+        self._threads[2].join(END_SECONDS)
         words = self.why_ended if message is None else str(message.get("words"))[:300]
-        told = f"vLLM did not come up: {words}"
-        if "No module named" in words:
+        told = f"vLLM did not come up: {self._cause() or words}"
+        LOG.error("%s\n%s", told, "\n".join(self._last))
+        if "No module named" in told:
             raise ConfigError(told, remedy=MAKE)
         raise StateError(told)
 
@@ -172,6 +178,11 @@ class Process:
         else:
             self._hear(self, message)
         return ""
+
+    def _cause(self) -> str:
+        """The last error that its log names; its first process hears only that there was one."""
+        found = (_CAUSE.search(line) for line in reversed(self._last) if _NO_CAUSE not in line)
+        return next((match.group()[:300] for match in found if match), "")
 
     def _last_words(self) -> str:
         code = self._popen.returncode
