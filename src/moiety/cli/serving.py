@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +22,12 @@ Engine = Annotated[
     Literal["local", "vllm"], typer.Option(help="What computes: this process, or vLLM in its own.")
 ]
 VLLM_PYTHON = Path(".venv-vllm/bin/python")
+VllmPython = Annotated[
+    Path, typer.Option(help="With --engine vllm: Python of its environment (make vllm).")
+]
+VllmArgs = Annotated[
+    Path | None, typer.Option(help="With --engine vllm: TOML file of devices, dtype and memory.")
+]
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
 ]
@@ -56,13 +61,8 @@ def serve(
     receipt_key: ReceiptKey = None,
     engine: Engine = "local",
     device: Device = "cpu",
-    vllm_python: Annotated[
-        Path, typer.Option(help="With --engine vllm: Python of its environment (make vllm).")
-    ] = VLLM_PYTHON,
-    vllm_args: Annotated[
-        Path | None,
-        typer.Option(help="With --engine vllm: TOML file of devices, dtype and memory."),
-    ] = None,
+    vllm_python: VllmPython = VLLM_PYTHON,
+    vllm_args: VllmArgs = None,
 ) -> None:
     """Answer OpenAI's completions and chats, each request with the experts it may use.
 
@@ -87,7 +87,7 @@ def serve(
     with _extra():
         from moiety.serve import ServePlan, Server
 
-    load_chosen = _loader(engine, release, device, vllm_python, vllm_args)
+    load = _loader(engine, release, device, vllm_python, vllm_args)
     plan = ServePlan(
         release=release,
         policy=policy,
@@ -99,11 +99,6 @@ def serve(
         usage=usage,
         receipt_key=receipt_key,
     )
-
-    def load() -> jobs.Engine:
-        screen.quiet_libraries()  # in here: health answers while libraries are loaded
-        return load_chosen()
-
     Server(plan, load, screen.note).run()
     screen.note("stopped; usage is written")
 
@@ -113,11 +108,16 @@ def _loader(
 ) -> Callable[[], jobs.Engine]:
     from moiety.serve import load_engine, load_vllm
 
-    if engine == "local":
-        return partial(load_engine, release, device=device)
-    if device != "cpu":
+    if engine == "vllm" and device != "cpu":
         raise ConfigError("vLLM takes the device it was built for", where="--device")
-    return partial(load_vllm, release, python=python, sizes=sizes)
+
+    def load() -> jobs.Engine:
+        screen.quiet_libraries()  # in here: health answers while libraries are loaded
+        if engine == "vllm":
+            return load_vllm(release, python=python, sizes=sizes)
+        return load_engine(release, device=device)
+
+    return load
 
 
 def serve_key(
