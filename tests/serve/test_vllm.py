@@ -185,7 +185,7 @@ def test_a_forbidden_expert_is_never_multiplied_with(release, tmp_path):
     save_file({name: torch.full_like(one, torch.nan) for name, one in held.items()}, shard)
     rows, heard = [], threading.Event()
 
-    def hear(_process, message):
+    def hear(message):
         if message is not None and message["is"] == "steps":
             rows.extend(message["rows"])
             if sum(row[2] is not None for row in rows) == 2:

@@ -172,6 +172,21 @@ def test_who_hangs_up_frees_the_place_and_too_many_are_overload(fake, release, m
         asyncio.run(story(running))
 
 
+def test_who_comes_with_one_job_does_not_wait_for_another_s_many(fake, release):
+    async def story(running):
+        many = [running.submit(ask(PROMPT, tenant="many", **LONG)) for _ in range(6)]
+        one = running.submit(ask(PROMPT, tenant="one", **LONG))
+        assert len((await read(one))[0]) == 80
+        assert running.load().waiting >= 3
+        waiting = many[-1]
+        waiting.cancel()
+        assert await read(waiting) == ([], Ending("cancelled"))
+        await asyncio.gather(*(read(stream) for stream in many[:-1]))
+
+    with fake.engine(release, "good", max_num_seqs=1) as running:
+        asyncio.run(story(running))
+
+
 def test_what_cannot_be_answered_is_refused_before_any_work(fake, release):
     bad = [{"slots": (0, 4)}, {"slots": (1,)}, {"prompt": (320,)}, {"max_tokens": 200}]
     with fake.engine(release, "good") as running:

@@ -71,7 +71,7 @@ class Process:
         ConfigError: no Python there.
     """
 
-    def __init__(self, start: Start, hear: Callable[[Process, Message | None], None]) -> None:
+    def __init__(self, start: Start, hear: Callable[[Message | None], None]) -> None:
         self._hear = hear
         self._last: deque[str] = deque(maxlen=TOLD_LINES)
         self._opening = _Opening()
@@ -163,7 +163,7 @@ class Process:
         if by_itself:
             LOG.error("vLLM's process has ended: %s\n%s", self.why_ended, "\n".join(self._last))
         if self._opening.over:
-            self._hear(self, None)
+            self._hear(None)
         else:
             self._opening.told.put(None)
 
@@ -176,7 +176,7 @@ class Process:
         elif message["is"] == "failed":
             return str(message.get("words"))[:300]
         else:
-            self._hear(self, message)
+            self._hear(message)
         return ""
 
     def _cause(self) -> str:

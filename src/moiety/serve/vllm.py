@@ -11,22 +11,18 @@ What it tells of routing is not needed: evidence depends on tokens alone and is 
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from moiety.bundle import papers
-from moiety.errors import ConfigError, IntegrityError, StateError
-from moiety.files import canonical_json, digest_bytes, parse_json, read_limited
-from moiety.merge import exporting, open_release
+from moiety.errors import ConfigError, StateError
+from moiety.files import canonical_json, digest_bytes
+from moiety.merge import exporting
 from moiety.serve.admission import (
     CANCELLED,
     CLOSED,
@@ -38,9 +34,11 @@ from moiety.serve.admission import (
 )
 from moiety.serve.answers import Answer
 from moiety.serve.following import Followed, Follower
+from moiety.serve.generations import Generation, Maker
 from moiety.serve.jobs import Ending, Job, Load, Overloaded, Step
-from moiety.serve.process import Message, Process, Start
+from moiety.serve.process import Message
 from moiety.serve.sizes import Sizes
+from moiety.serve.waiting import WaitingRoom
 
 LOG = logging.getLogger(__name__)
 
@@ -55,22 +53,6 @@ WITHDRAW_SECONDS = 30.0
 COLDEST, SEEDS = 0.01, 2**63
 ENDED = "the engine is closed"
 STARTING = "vLLM's process has ended, and is being started anew"
-
-
-@dataclass(eq=False)
-class Generation:
-    """A checkpoint of the experts in ``slots`` and who runs it; ``over``: that has ended."""
-
-    slots: tuple[int, ...]
-    folder: Path
-    process: Process | None = None
-    over: bool = False
-    jobs: int = 0
-
-    def send(self, message: Message) -> None:
-        """Tells its process something."""
-        if self.process is not None:
-            self.process.send(message)
 
 
 @dataclass(eq=False)
@@ -111,27 +93,23 @@ class VllmEngine:
     """
 
     def __init__(self, release: Path, python: Path, sizes: Sizes | None = None) -> None:
-        self._release = open_release(Path(release))
-        self._sizes = sizes = sizes or Sizes()
-        self._python = Path(python).absolute()
+        sizes = sizes or Sizes()
+        self._maker = Maker(release, python, sizes)
+        self.names = self._maker.names
+        self.max_context = self._maker.max_context
         self._limits = Limits(places=sizes.max_num_seqs)
-        self.names = tuple(self._release.names)
-        self._vocabulary = self._release.roster.vocab
-        self._follower = Follower(exporting.load_routing(release))
-        self.max_context = _context(self._release.folder, sizes)
+        self._waiting = WaitingRoom(self._limits.waiting)
         self._change = threading.Condition()
         self._state = _State()
         self._numbers = count(1)
         self._made = 0
         self._job_seconds = 1.0
         self._ends: deque[float] = deque(maxlen=TRIES + 1)
-        # Private to this user; what a crash leaves here is for the system's cleaning of its
-        # temporary folder.
-        self._folder = Path(tempfile.mkdtemp(prefix="moiety-vllm-"))
         try:
+            self._follower = Follower(exporting.load_routing(release))
             self._state.current = self._begin(tuple(range(len(self.names))))
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._maker.close()
             raise
         self._thread = threading.Thread(target=self._supervise, name="moiety-vllm", daemon=True)
         self._thread.start()
@@ -149,7 +127,7 @@ class VllmEngine:
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
             StateError: the engine is closed, or vLLM is being started anew.
         """
-        check_job(job, self.names, self._vocabulary, self.max_context)
+        check_job(job, self.names, self._maker.vocabulary, self.max_context)
         answer = Answer(self._cancel)
         with self._change:
             state = self._state
@@ -158,17 +136,29 @@ class VllmEngine:
                 raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
             if self.problem is not None or state.current is None:
                 raise StateError(self.problem or STARTING)
-            waiting = len(state.running) - self._limits.places
-            if waiting >= self._limits.waiting:
+            if not self._waiting.has_room(job.tenant, self._limits.places - len(state.running)):
+                waiting = len(self._waiting)
                 raise Overloaded(self._limits.retry_seconds(waiting, self._job_seconds))
-            number, generation = next(self._numbers), state.current
+            self._waiting.add(job, answer)
+            self._admit()
+        return answer
+
+    def _admit(self) -> None:
+        """Hands jobs that wait to vLLM, as many as there are places; the lock is held."""
+        state = self._state
+        generation = state.current
+        while generation is not None and not generation.over:
+            if len(state.running) >= self._limits.places:
+                return
+            entry = self._waiting.next(Counter(one.job.tenant for one in state.running.values()))
+            if entry is None:
+                return
+            (job, answer), number = entry, next(self._numbers)
             followed = Followed(job.prompt, job.slots)
             now = time.monotonic()
-            running = _Running(number, job, answer, generation, followed, now)
-            state.running[number] = running
+            state.running[number] = _Running(number, job, answer, generation, followed, now)
             generation.jobs += 1
             generation.send(_asked(number, job, generation.slots))
-        return answer
 
     def remove(self, slots: Iterable[int]) -> None:
         """Withdraws experts: from when this returns, none of them is touched again.
@@ -184,14 +174,16 @@ class VllmEngine:
         with self._change:
             state = self._state
             state.gone, state.given_up = state.gone | removed, False
-            used = [one for one in state.running.values() if removed & set(one.job.slots)]
-            ended = [one for one in used if not one.told]
-            for one in ended:
-                one.told = True
+            waiting = self._waiting.take(lambda job, _: not removed.isdisjoint(job.slots))
+            ended = [answer for _, answer in waiting]
+            for running in state.running.values():
+                if removed & set(running.job.slots) and not running.told:
+                    running.told = True
+                    ended.append(running.answer)
             waits = [(one, *self._ask_out(one, removed)) for one in self._living()]
             self._change.notify_all()
-        for one in ended:
-            one.answer.give([WITHDRAWN])
+        for answer in ended:
+            answer.give([WITHDRAWN])
         for generation, number, confirmed in waits:
             if not confirmed.wait(WITHDRAW_SECONDS) and generation.process is not None:
                 LOG.error("vLLM's process did not confirm a withdrawal: it is ended")
@@ -201,8 +193,8 @@ class VllmEngine:
 
     def load(self) -> Load:
         """How busy the engine is now. What vLLM has cached is not known here."""
-        jobs, places = len(self._state.running), self._limits.places
-        return Load(min(jobs, places), max(0, jobs - places), places, 0, self._made)
+        running, waiting = len(self._state.running), len(self._waiting)
+        return Load(running, waiting, self._limits.places, 0, self._made)
 
     def close(self) -> None:
         """Ends every job, every process and the engine's thread; removes what was written."""
@@ -211,14 +203,15 @@ class VllmEngine:
             state.closed = True
             generations = self._living() + ([state.opening] if state.opening else [])
             left = [one.answer for one in state.running.values() if not one.told]
+            left += [answer for _, answer in self._waiting.take(lambda *_: True)]
             state.running.clear()
             self._change.notify_all()
         for answer in left:
             answer.give([CLOSED])
         for generation in generations:
-            self._end(generation)
+            self._maker.end(generation)
         self._thread.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._maker.close()
 
     def _living(self) -> list[Generation]:
         state = self._state
@@ -237,11 +230,14 @@ class VllmEngine:
 
     def _cancel(self, answer: Answer) -> None:
         with self._change:
+            waited = self._waiting.take(lambda _, one: one is answer)
             for running in self._state.running.values():
                 if running.answer is answer and not running.told:
                     running.generation.send({"do": "abort", "id": running.number})
+        if waited:
+            answer.give([CANCELLED])
 
-    def _hear(self, generation: Generation, _process: Process, message: Message | None) -> None:
+    def _hear(self, generation: Generation, message: Message | None) -> None:
         """What a process says, in the thread that reads it."""
         if message is None:
             self._lost(generation)
@@ -277,6 +273,7 @@ class VllmEngine:
             self._state.running.pop(running.number, None)
             running.generation.jobs -= 1
             self._job_seconds += 0.1 * (time.monotonic() - running.begun - self._job_seconds)
+            self._admit()
             self._change.notify_all()
 
     def _lost(self, generation: Generation) -> None:
@@ -286,11 +283,15 @@ class VllmEngine:
         with self._change:
             state = self._state
             generation.over = True
-            left = [one for one in state.running.values() if one.generation is generation]
-            for one in left:
+            mine = [one for one in state.running.values() if one.generation is generation]
+            for one in mine:
                 del state.running[one.number]
+            left = [one.answer for one in mine if not one.told]
             generation.jobs = 0
-            if generation is state.current and not state.closed:
+            if generation is not state.current:
+                self._admit()
+            elif not state.closed:
+                left += [answer for _, answer in self._waiting.take(lambda *_: True)]
                 state.problem, state.given_up = f"{STARTING}: {why}", False
                 self._ends.append(time.monotonic())
             for asked, event in state.marks.values():
@@ -298,9 +299,8 @@ class VllmEngine:
                     event.set()
             self._change.notify_all()
         ending = CLOSED if self._state.closed else Ending("failed", f"vLLM has ended: {why}")
-        for one in left:
-            if not one.told:
-                one.answer.give([ending])
+        for answer in left:
+            answer.give([ending])
 
     def _supervise(self) -> None:
         """Ends generations that nobody uses any more, and makes the next."""
@@ -312,7 +312,7 @@ class VllmEngine:
                 idle = [one for one in self._state.retired if one.over or not one.jobs]
                 self._state.retired = [one for one in self._state.retired if one not in idle]
             for generation in idle:
-                self._end(generation)
+                self._maker.end(generation)
             if self._stale():
                 self._renew()
 
@@ -359,54 +359,22 @@ class VllmEngine:
             self._change.wait_for(lambda: self._state.closed, timeout=PAUSE_SECONDS)
 
     def _begin(self, slots: tuple[int, ...]) -> Generation:
-        """Exports the experts in ``slots`` and starts a process on them."""
-        folder = Path(tempfile.mkdtemp(prefix="generation-", dir=self._folder))
-        generation = Generation(slots, folder)
+        """Makes a generation, and waits until it is ready."""
+        generation = self._maker.make(slots, self._hear)
+        assert generation.process is not None
+        with self._change:
+            self._state.opening = generation
+            closed = self._state.closed
         try:
-            model = folder / "model"
-            names = [self.names[slot] for slot in slots]
-            devices = self._sizes.tensor_parallel_size
-            exporting.export_plain(self._release.folder, model, experts=names, devices=devices)
-            self._check_export(model, slots)
-            args = self._sizes.args(self.max_context)
-            start = Start(self._python, model, len(slots), args, self._folder)
-            with self._change:
-                if self._state.closed:
-                    raise StateError(ENDED)
-                generation.process = Process(start, partial(self._hear, generation))
-                self._state.opening = generation
+            if closed:
+                raise StateError(ENDED)
             generation.process.open()
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._maker.end(generation)
             raise
         finally:
             self._state.opening = None
         return generation
-
-    def _check_export(self, model: Path, slots: tuple[int, ...]) -> None:
-        """The folder may have changed since it was opened: what was exported must be the same."""
-        paper = papers.read_paper(exporting.ExportPaper, model / exporting.PAPER)
-        experts = self._release.roster.experts
-        wanted = [(experts[slot].name, experts[slot].bundle) for slot in slots]
-        same = self._release.roster.strict and paper.strict
-        if [(one.name, one.bundle) for one in paper.experts] != wanted or not (
-            same or paper.release == self._release.digest
-        ):
-            raise IntegrityError("not the experts that are served", where=self._release.folder)
-
-    def _end(self, generation: Generation) -> None:
-        if generation.process is not None:
-            generation.process.end()
-        shutil.rmtree(generation.folder, ignore_errors=True)
-
-
-def _context(folder: Path, sizes: Sizes) -> int:
-    """Tokens of prompt and answer together. Raises ``ConfigError`` for more than the model has."""
-    path = folder / "config.json"
-    most = int(parse_json(read_limited(path), path)["max_position_embeddings"])
-    if (sizes.max_model_len or 0) > most:
-        raise ConfigError(f"max_model_len: the model has {most:,} positions")
-    return sizes.max_model_len or most
 
 
 def _asked(number: int, job: Job, slots: tuple[int, ...]) -> Message:
