@@ -18,6 +18,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo test test-slow check laws docs bench fuzz load clean
+.PHONY: vllm test-vllm bench-vllm
 .PHONY: study-tiny study-small study-eight study-privacy
 
 help: ## List the targets
@@ -28,6 +29,15 @@ setup: ## Make .venv with what the commands need
 
 setup-dev:
 	@PYTHON=$(PYTHON) tools/setup.sh dev
+
+vllm: ## Make .venv-vllm for `moiety serve --engine vllm` (3.4 GB)
+	@PYTHON=$(PYTHON) tools/setup_vllm.sh
+
+test-vllm: setup-dev vllm ## The tests that start vLLM (ten minutes)
+	MOIETY_TEST_VLLM=1 $(PYTEST) tests/serve/test_vllm.py tests/serve/test_vllm_served.py
+
+bench-vllm: setup-dev vllm ## vLLM behind our engine beside plain vLLM
+	PYTHONPATH=. $(BIN)/python tools/bench_vllm.py
 
 demo: setup ## The whole story on this machine, told anew in demo/
 	rm -rf demo
@@ -76,5 +86,5 @@ study-privacy: setup-dev ## Bits per byte and measured leaks against epsilon (tw
 	else echo "skipped: no text collection at $(STUDIES)"; fi
 
 clean: ## Remove what was built; keeps demo/
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,6 +90,11 @@ LINES = {
         "usage": "URL",
     },
     "serve REL --receipt-key KEY.pem --engine local": {"receipt_key": Path("KEY.pem")},
+    "serve REL --engine vllm --vllm-python PY --vllm-args E.toml": {
+        "engine": "vllm",
+        "vllm_python": Path("PY"),
+        "vllm_args": Path("E.toml"),
+    },
     "serve-key app": {"id_": "app"},
     "usage export REL --out U.csv --url URL": {"out": Path("U.csv"), "url": "URL"},
     "proxies ANCHOR a.txt b.txt --owner amy --out P.json": {

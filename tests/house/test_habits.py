@@ -81,7 +81,7 @@ def test_nothing_is_drawn_at_random_when_a_module_loads() -> None:
     assert not found, "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=lambda p: str(p.relative_to(ROOT / "src/moiety")))
+@pytest.mark.parametrize("path", SOURCE, ids=lambda p: str(p.relative_to(ROOT / "src")))
 def test_bytes_of_others_never_become_code(path: Path) -> None:
     found = []
     for node in ast.walk(tree(path)):

@@ -31,12 +31,15 @@ errors
 LEVEL = {room: level for level, line in enumerate(LAYERS.splitlines()) for room in line.split()}
 NO_TORCH = ("bundle", "hub")
 NO_TORCH_AT_IMPORT = ("merge", "cli", "serve", *NO_TORCH)
+BESIDE = {"moiety_vllm": {"torch", "vllm"}}
+"""Packages beside the house, and all that they may import but the standard library and themselves:
+they run in an environment that has nothing else of ours."""
 TORCH_USERS = ("torch", "transformers", "datasets", "safetensors", "matplotlib", "pyarrow")
 STRANGERS = {("audit", "train"), ("audit", "privacy")}
 """The auditor shares no code with the audited."""
 DOOR_MAX_NAMES = 8
 
-FILES = python_files("src")
+FILES = python_files("src/moiety")
 ROOMS = sorted({room_of(path) for path in FILES})
 
 
@@ -113,3 +116,16 @@ def test_who_only_moves_bytes_or_shows_help_loads_no_torch() -> None:
     code = f"import sys, {', '.join(rooms)}; print(sorted(set({TORCH_USERS}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", sorted(BESIDE))
+def test_a_package_beside_the_house_shares_nothing_with_it(package: str) -> None:
+    allowed = BESIDE[package] | {package} | sys.stdlib_module_names
+    nodes = [n for path in python_files(f"src/{package}") for n in ast.walk(tree(path))]
+    assert {module.split(".")[0] for n in nodes for module, _ in imported(n)} <= allowed
+    house = [node for path in FILES for node in ast.walk(tree(path))]
+    assert package not in {module.split(".")[0] for n in house for module, _ in imported(n)}
+
+
+def test_everything_below_src_is_the_house_or_beside_it() -> None:
+    assert {path.name for path in PACKAGE.parent.iterdir()} == {"moiety", *BESIDE}

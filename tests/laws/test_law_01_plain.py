@@ -209,3 +209,14 @@ def test_the_configuration_is_one_layer_more_and_some_heads(long_world, plain):
     assert after.hidden_size // after.num_attention_heads == 16
     assert (after.num_attention_heads, after.num_key_value_heads) == (4, 2)
     assert after.max_position_embeddings == before["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_more_heads_for_more_devices_change_nothing(tiny_world, tmp_path, devices):
+    exporting.export_plain(tiny_world.release(*OWNERS), tmp_path / "plain", devices=devices)
+    stock = FlexOlmoForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    assert stock.config.num_attention_heads % devices == 0
+    assert stock.config.num_key_value_heads % devices == 0
+    tokens = texts(3, LENGTH)
+    ours = tiny.logits_of(tiny_world.load(*OWNERS), tokens)
+    torch.testing.assert_close(stock_logits(stock, tokens), ours, **TOLERANCE)

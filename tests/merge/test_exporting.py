@@ -273,6 +273,13 @@ def test_owners_get_the_least_number_of_heads() -> None:
         assert frame.wide // (32 + added * 4) == 128
 
 
+def test_heads_can_be_shared_out_among_devices() -> None:
+    for devices, added in ((1, 1), (2, 2), (4, 4), (8, 8)):
+        frame = frame_of(CONFIG, 3, "BF16", devices)
+        assert (frame.key_heads + frame.added) % devices == 0
+        assert frame.added == added
+
+
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     anchor = makers.make_anchor(
         tmp_path / "anchor", layers=4, width=256, hidden=2048, vocab=8192, dtype="BF16"

@@ -15,7 +15,8 @@ from transformers import configuration_utils
 import moiety
 from moiety.errors import ConfigError, FormatError, TrustError
 from moiety.merge import load_release
-from moiety.model import Mixture, load_mixture
+from moiety.model import Mixture
+from moiety.model.mixture import load_mixture
 
 OWNERS = tuple(tiny.RANKS)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,9 +13,21 @@ from moiety.cli import screen
 from moiety.cli.options import AsJson, Device, ReleaseFolder
 from moiety.errors import ConfigError
 
+if TYPE_CHECKING:
+    from moiety.serve import jobs
+
 usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
 
-Engine = Annotated[Literal["local"], typer.Option(help="What computes.")]
+Engine = Annotated[
+    Literal["local", "vllm"], typer.Option(help="What computes: this process, or vLLM in its own.")
+]
+VLLM_PYTHON = Path(".venv-vllm/bin/python")
+VllmPython = Annotated[
+    Path, typer.Option(help="With --engine vllm: Python of its environment (make vllm).")
+]
+VllmArgs = Annotated[
+    Path | None, typer.Option(help="With --engine vllm: TOML file of devices, dtype and memory.")
+]
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file of keys; without it: this machine only.")
 ]
@@ -49,6 +61,8 @@ def serve(
     receipt_key: ReceiptKey = None,
     engine: Engine = "local",
     device: Device = "cpu",
+    vllm_python: VllmPython = VLLM_PYTHON,
+    vllm_args: VllmArgs = None,
 ) -> None:
     """Answer OpenAI's completions and chats, each request with the experts it may use.
 
@@ -61,14 +75,19 @@ def serve(
     With --admin-port, POST an owner's order to /admin/withdraw: requests that use the expert end
     within a second. Ctrl-C lets running requests end first; again: at once.
 
+    --engine vllm puts vLLM behind the same API, for more than one device; docs/guides/vllm.md says
+    how to install and size it.
+
     Example: moiety serve release/
+
+    Example: moiety serve release/ --engine vllm --vllm-args engine.toml
 
     Example: moiety serve release/ --policy policy.toml --host 0.0.0.0 --admin-port 8001
     """
     with _extra():
-        from moiety.serve import ServePlan, Server, jobs, load_engine
+        from moiety.serve import ServePlan, Server
 
-    engines = {"local": load_engine}
+    load = _loader(engine, release, device, vllm_python, vllm_args)
     plan = ServePlan(
         release=release,
         policy=policy,
@@ -80,13 +99,25 @@ def serve(
         usage=usage,
         receipt_key=receipt_key,
     )
+    Server(plan, load, screen.note).run()
+    screen.note("stopped; usage is written")
+
+
+def _loader(
+    engine: str, release: Path, device: str, python: Path, sizes: Path | None
+) -> Callable[[], jobs.Engine]:
+    from moiety.serve import load_engine, load_vllm
+
+    if engine == "vllm" and device != "cpu":
+        raise ConfigError("vLLM takes the device it was built for", where="--device")
 
     def load() -> jobs.Engine:
         screen.quiet_libraries()  # in here: health answers while libraries are loaded
-        return engines[engine](release, device=device)
+        if engine == "vllm":
+            return load_vllm(release, python=python, sizes=sizes)
+        return load_engine(release, device=device)
 
-    Server(plan, load, screen.note).run()
-    screen.note("stopped; usage is written")
+    return load
 
 
 def serve_key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moiety.bundle import papers
 from moiety.errors import FormatError
@@ -31,6 +31,9 @@ from moiety.merge.roster import Slot, TopK, effective_top_k
 from moiety.merge.sources import OpenFiles
 from moiety.merge.stock import dense_config, mixture_config, read_config, weight_index
 from moiety.merge.streaming import Piece, Progress, copied, write_shards
+
+if TYPE_CHECKING:
+    from moiety.model import mixture
 
 WEIGHTS = "model.safetensors"
 PLAIN_SHARED = "model-shared.safetensors"
@@ -116,11 +119,13 @@ def export_plain(
     out: Path,
     *,
     experts: Sequence[str] | None = None,
+    devices: int = 1,
     progress: Progress | None = None,
 ) -> Exported:
     """Writes a release, or the anchor and the ``experts`` named, as a plain checkpoint.
 
-    Stock loaders of FlexOlmo load it, and route by evidence as our own mixture does.
+    Stock loaders of FlexOlmo load it, and route by evidence as our own mixture does. For tensor
+    parallelism its heads are made a multiple of ``devices``, which costs width.
 
     Raises:
         TrustError: the release does not hold, or has no such expert.
@@ -136,7 +141,7 @@ def export_plain(
         num_experts=len(chosen),
         top_k=effective_top_k(roster.top_k, len(chosen)),
     )
-    frame = frame_of(config, len(chosen) - 1, roster.dtype)
+    frame = frame_of(config, len(chosen) - 1, roster.dtype, devices)
     separator = _separator(standing)
     with OpenFiles() as files, clean_folder(out) as folder:
         shards = _plain_shards(standing, chosen, config, frame, separator, files)
@@ -160,6 +165,18 @@ def export_plain(
         width=frame.wide,
         separator=separator,
     )
+
+
+def load_routing(release: Path) -> mixture.Routing:
+    """How a release routes, without its experts: for who tells shares beside an export.
+
+    Raises:
+        TrustError: the release does not hold.
+    """
+    from moiety.model import mixture
+
+    standing = open_release(Path(release))
+    return mixture.load_routing(standing.folder / layout.EVIDENCE, standing.roster.effective_top_k)
 
 
 def _chosen(release: Release, names: Sequence[str] | None) -> list[Slot]:

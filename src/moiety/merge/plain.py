@@ -51,7 +51,7 @@ class Frame:
     """Sizes of an anchor (``width``, ``heads``, ``key_heads``), and what is added to hold owners.
 
     ``added`` is how many key-value heads are added; each comes with as many query heads as the
-    anchor's have.
+    anchor's have. Heads can be shared out evenly to so many ``devices``.
     """
 
     width: int
@@ -61,6 +61,7 @@ class Frame:
     theta: float
     owners: int
     dtype: str
+    devices: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -76,7 +77,8 @@ class Frame:
     def added(self) -> int:
         """The least with room for all columns, and for the values of owners and constant."""
         in_width = -(-(2 * self.owners + 2) // (self.group * self.head_dim))
-        return max(in_width, self.value_heads)
+        least = max(in_width, self.value_heads)
+        return least + -(self.key_heads + least) % self.devices
 
     @property
     def value_heads(self) -> int:
@@ -124,8 +126,10 @@ class Frame:
         return math.sqrt(self.width / self.wide)
 
 
-def frame_of(config: Mapping[str, Any], owners: int, dtype: str) -> Frame:
+def frame_of(config: Mapping[str, Any], owners: int, dtype: str, devices: int = 1) -> Frame:
     """The frame for an anchor of this configuration (``stock.mixture_config``) and so many owners.
+
+    Its heads can be shared out evenly to so many ``devices``.
 
     Raises:
         ConfigError: a kind of model whose attention cannot read evidence exactly.
@@ -154,7 +158,7 @@ def frame_of(config: Mapping[str, Any], owners: int, dtype: str) -> Frame:
     if not _number(config["rms_norm_eps"]):
         raise FormatError("rms_norm_eps is not a number", where="config.json")
     positions = _count(config, "max_position_embeddings")
-    return Frame(width, heads, key_heads, positions, float(theta), owners, dtype)
+    return Frame(width, heads, key_heads, positions, float(theta), owners, dtype, devices)
 
 
 def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

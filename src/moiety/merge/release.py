@@ -94,11 +94,11 @@ def verify_release(folder: Path) -> Release:
 
 def load_release(folder: Path, *, device: str = "cpu", dtype: Any = None) -> Mixture:
     """A release as a model, routed by evidence over context."""
-    from moiety.model import load_mixture
+    from moiety.model import mixture
 
     release = open_release(folder)
     roster = release.roster
-    return load_mixture(
+    return mixture.load_mixture(
         release.folder,
         release.names,
         [release.folder / expert.shard for expert in roster.experts],

@@ -95,8 +95,7 @@ def build_mixture(
     backbone = Olmo2ForCausalLM.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype or config.dtype or torch.float32
     )
-    table_SV = read_tensors(evidence)[EVIDENCE_TABLE].float().to(device)
-    plan = Routing(top_k=top_k, slots=tuple(range(len(files))), table_SV=table_SV)
+    plan = load_routing(evidence, top_k, device=device)
     others = [read_tensors(path) for path in files[1:]]
     for number, layer in enumerate(backbone.model.layers):
         experts: list[nn.Module] = [layer.mlp]
@@ -105,6 +104,12 @@ def build_mixture(
         layer.mlp = MixtureLayer(experts, plan)
     backbone.requires_grad_(False)
     return backbone.to(device).eval(), plan
+
+
+def load_routing(evidence: Path, top_k: int, *, device: str = "cpu") -> Routing:
+    """How a release routes: its tables of evidence, and no expert."""
+    table_SV = read_tensors(evidence)[EVIDENCE_TABLE].float().to(device)
+    return Routing(top_k=top_k, slots=tuple(range(len(table_SV))), table_SV=table_SV)
 
 
 def _as_dense(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, Olmo2ForCausalLM, TextStreamer
 
 from moiety.errors import ConfigError
-from moiety.model.checkpoint import build_mixture
+from moiety.model.checkpoint import build_mixture, load_routing
 from moiety.model.evidence import Borders, EvidenceCache
 from moiety.model.layer import Routing, Witness, begin_pass
 from moiety.model.score import token_nats
+
+__all__ = ["Mixture", "Routing", "load_mixture", "load_routing"]
 
 
 class Mixture:

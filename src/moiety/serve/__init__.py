@@ -6,12 +6,12 @@ Three names of the door are modules:
 - ``policy``  ``read_policy``, ``new_key``
 - ``usage``   ``default_url``, ``export_usage``
 
-Importing this room imports no torch; only ``load_engine`` does, when it is called. It needs the
-extra ``serve``.
+Importing this room imports no torch; only ``load_engine`` and ``load_vllm`` do, when called. It
+needs the extra ``serve``.
 """
 
 from moiety.serve import jobs, policy, usage
-from moiety.serve.loading import load_engine
+from moiety.serve.loading import load_engine, load_vllm
 from moiety.serve.server import ServePlan, Server
 
-__all__ = ["ServePlan", "Server", "jobs", "load_engine", "policy", "usage"]
+__all__ = ["ServePlan", "Server", "jobs", "load_engine", "load_vllm", "policy", "usage"]

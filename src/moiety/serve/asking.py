@@ -62,7 +62,7 @@ async def begin(house: House, rights: Rights, asked: Asked) -> Begun:
     tokens = sum(len(one.ids) + one.max_tokens * asked.n for one in prompts)
     grant = house.limits.take(rights, tokens)
     try:
-        streams = _submit(house, engine, _jobs(house, rights, asked, chosen, prompts))
+        streams = _submit(engine, _jobs(house, rights, asked, chosen, prompts))
     except BaseException:
         house.limits.end(grant, 0)
         raise
@@ -151,7 +151,7 @@ def _scores_prompt(asked: Asked) -> bool:
     return isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
 
 
-def _submit(house: House, engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
+def _submit(engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
     """All jobs, or none of them."""
     streams: list[Stream] = []
     try:
@@ -164,7 +164,6 @@ def _submit(house: House, engine: Engine, jobs: Sequence[Job]) -> list[Stream]:
             raise too_busy(error.message, error.retry_seconds, "overloaded") from None
         if isinstance(error, ConfigError | StateError):
             # All that a request can do wrong was looked at before: it is the engine that cannot.
-            house.problem = error.message if isinstance(error, StateError) else house.problem
             raise RefusalError(503, error.message, code="not_ready") from None
         raise
     return streams

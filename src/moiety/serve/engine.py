@@ -7,7 +7,6 @@ takes up what was asked. Nothing but that thread touches the model.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -18,32 +17,23 @@ import torch
 
 from moiety.errors import ConfigError, StateError
 from moiety.model import Mixture
+from moiety.serve.admission import (
+    CANCELLED,
+    CLOSED,
+    FAILED,
+    WITHDRAWN,
+    Limits,
+    check_job,
+    check_removal,
+)
 from moiety.serve.answers import Answer
-from moiety.serve.jobs import TOP_LOGPROBS_MAX, Ending, Job, Load, Overloaded
-from moiety.serve.stepping import FAILED, Stepper
+from moiety.serve.jobs import Ending, Job, Load, Overloaded
+from moiety.serve.stepping import Stepper
 from moiety.serve.waiting import WaitingRoom
 
 LOG = logging.getLogger(__name__)
 
-WITHDRAWN = Ending("withdrawn", "an expert that this request uses was withdrawn")
-CANCELLED = Ending("cancelled")
-CLOSED = Ending("failed", "the server is closing")
-RETRY_SECONDS_MAX = 60
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much an engine takes on.
-
-    ``places`` run at once and ``waiting`` more wait, some more where a tenant needs its part
-    (``waiting.py``); a step takes about ``step_tokens`` tokens, and the cache of beginnings holds
-    ``cache_bytes`` of keys and values.
-    """
-
-    places: int = 16
-    waiting: int = 64
-    step_tokens: int = 128
-    cache_bytes: int = 256 * 1024**2
+ENDED = "the engine is closed"
 
 
 @dataclass(eq=False)
@@ -53,19 +43,10 @@ class _Removal:
 
 
 class LocalEngine:
-    """Runs jobs on a mixture, which it takes over: its weights move, and it is of no further use.
-
-    Raises:
-        ConfigError: limits of nothing.
-    """
+    """Runs jobs on a mixture, which it takes over: its weights move, it is of no further use."""
 
     def __init__(self, mixture: Mixture, limits: Limits | None = None) -> None:
         self._limits = limits = limits or Limits()
-        if (
-            min(limits.places, limits.step_tokens) < 1
-            or min(limits.waiting, limits.cache_bytes) < 0
-        ):
-            raise ConfigError("an engine needs a place, and a token a step")
         self.names = tuple(mixture.names)
         self.max_context = int(mixture.backbone.config.max_position_embeddings)
         self._vocabulary = int(mixture.backbone.config.vocab_size)
@@ -87,6 +68,11 @@ class LocalEngine:
         self._thread = threading.Thread(target=self._run, name="moiety-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def problem(self) -> str | None:
+        """Why no job can be taken; None when jobs are."""
+        return ENDED if self._closed else None
+
     def submit(self, job: Job) -> Answer:
         """Takes a job. Raises before any work.
 
@@ -95,17 +81,18 @@ class LocalEngine:
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
             StateError: the engine is closed.
         """
-        self._check(job)
+        check_job(job, self.names, self._vocabulary, self.max_context)
         answer = Answer(self._cancel)
         with self._change:
             if self._closed:
-                raise StateError("the engine is closed")
+                raise StateError(ENDED)
             gone = self._gone & set(job.slots)
             if gone:
                 raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
             free = self._limits.places - len(self._stepper.board.rows)
             if not self._waiting.has_room(job.tenant, max(0, free)):
-                raise Overloaded(self._retry_seconds())
+                waiting = len(self._waiting)
+                raise Overloaded(self._limits.retry_seconds(waiting, self._job_seconds))
             self._waiting.add(job, answer)
             self._change.notify()
         return answer
@@ -117,8 +104,7 @@ class LocalEngine:
             ConfigError: a slot that does not exist, or the anchor's.
         """
         removal = _Removal(frozenset(slots))
-        if not removal.slots <= set(range(1, len(self.names))):
-            raise ConfigError("only experts of the release can be removed, and not the anchor")
+        check_removal(removal.slots, self.names)
         with self._change:
             self._gone |= removal.slots
             self._removals.append(removal)
@@ -150,30 +136,6 @@ class LocalEngine:
             if not self._closed:
                 self._cancelled.add(answer)
                 self._change.notify()
-
-    def _check(self, job: Job) -> None:
-        slots = job.slots
-        if tuple(sorted(set(slots))) != slots or not {0} <= set(slots) <= set(
-            range(len(self.names))
-        ):
-            raise ConfigError("slots must be the release's, ascending, the anchor's among them")
-        if not job.prompt:
-            raise ConfigError("the prompt is empty")
-        if not 0 <= min(job.prompt) <= max(job.prompt) < self._vocabulary:
-            raise ConfigError("the prompt has tokens that are not in the vocabulary")
-        if len(job.prompt) + job.max_tokens > self.max_context:
-            raise ConfigError(
-                f"{len(job.prompt)} tokens of prompt and {job.max_tokens} of answer are more than "
-                f"the model's {self.max_context}"
-            )
-        if not 0 <= job.temperature < math.inf or not 0 < job.top_p <= 1 or job.max_tokens < 0:
-            raise ConfigError("temperature must be >= 0, top_p in (0, 1], max tokens >= 0")
-        if not 0 <= job.top_logprobs <= TOP_LOGPROBS_MAX:
-            raise ConfigError(f"top logprobs must be 0 to {TOP_LOGPROBS_MAX}")
-
-    def _retry_seconds(self) -> int:
-        turns = (len(self._waiting) + 1) / self._limits.places
-        return min(RETRY_SECONDS_MAX, math.ceil(turns * self._job_seconds))
 
     def _run(self) -> None:
         try:

@@ -88,12 +88,15 @@ class House:
         """Why requests are refused; None when they are not."""
         if self.problem is None and self.books.problem is not None:
             return f"usage cannot be written: {self.books.problem}"
+        if self.problem is None and self.engine is not None:
+            return self.engine.problem
         return self.problem
 
     def ready_engine(self) -> Engine:
         """The engine. Raises ``RefusalError`` (503) while there is none."""
-        if self.engine is None or self.problem is not None:
-            told = self.problem or LOADING
+        told = self.problem if self.engine is None else self.problem or self.engine.problem
+        if self.engine is None or told is not None:
+            told = told or LOADING
             headers = {"Retry-After": str(LOAD_SECONDS)}
             raise RefusalError(503, told, code="not_ready", headers=headers)
         return self.engine

@@ -111,13 +111,18 @@ class Engine(Protocol):
         """Tokens of prompt and answer together."""
         ...
 
+    @property
+    def problem(self) -> str | None:
+        """Why no job can be taken now, in words for whoever asks; None when jobs are taken."""
+        ...
+
     def submit(self, job: Job) -> Stream:
         """Takes a job. Raises before any work.
 
         Raises:
             Overloaded: as many wait as may.
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
-            StateError: the engine is closed.
+            StateError: the engine is closed, or has a problem.
         """
         ...
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moiety.merge import load_release
 from moiety.serve.jobs import Engine
+from moiety.serve.sizes import read_sizes
 
 
 def load_engine(release: Path, *, device: str = "cpu") -> Engine:
@@ -18,3 +19,16 @@ def load_engine(release: Path, *, device: str = "cpu") -> Engine:
     from moiety.serve.engine import LocalEngine
 
     return LocalEngine(load_release(release, device=device))
+
+
+def load_vllm(release: Path, *, python: Path, sizes: Path | None = None) -> Engine:
+    """vLLM behind the same contract, in a process of its own; ``sizes`` is ``engine.toml``.
+
+    Raises:
+        TrustError: the release does not hold together.
+        ConfigError: no vLLM at ``python``, or not the one that was tested; sizes that do not hold.
+        StateError: it did not come up.
+    """
+    from moiety.serve.vllm import VllmEngine
+
+    return VllmEngine(release, python, read_sizes(sizes))

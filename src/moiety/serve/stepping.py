@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moiety.model import Mixture
+from moiety.serve.admission import FAILED
 from moiety.serve.answers import Answer
 from moiety.serve.board import Board, Feed, Row
 from moiety.serve.decoder import Decoder
@@ -27,8 +28,6 @@ from moiety.serve.prefix import BLOCK, PrefixCache
 from moiety.serve.sampling import choose, dice, tell
 
 LOG = logging.getLogger(__name__)
-
-FAILED = Ending("failed", "the model could not go on with this text")
 
 
 @dataclass(frozen=True)
