@@ -6,8 +6,10 @@ import json
 
 import pytest
 from tests import tiny
+from tests.audit.made import PROMISE
 
 from moiety.cli import run as moiety
+from moiety.cli.training import _tell_privacy
 
 
 def test_from_text_to_a_bundle_that_says_what_it_promises(tiny_anchor, tmp_path, capsys):
@@ -25,6 +27,8 @@ def test_from_text_to_a_bundle_that_says_what_it_promises(tiny_anchor, tmp_path,
     assert told["epsilon"] <= 1 < told["epsilon_rdp"]
     assert (told["delta"], told["tuning_runs"], told["clip_norm"]) == (1e-3, 2, 0.3)
     assert "all documents with one patient" in screen
+    assert "bounds practically nothing" not in screen
+    assert "no promise of privacy" not in screen
 
     key, bundle = str(tmp_path / "amy.pem"), str(tmp_path / "amy.expert")
     assert moiety(["keys", "new", "--out", key]) == 0
@@ -35,6 +39,12 @@ def test_from_text_to_a_bundle_that_says_what_it_promises(tiny_anchor, tmp_path,
     assert shown["privacy"].startswith("Trained with differential privacy: epsilon 0.99")
     assert "2 earlier runs on the same text are counted" in shown["privacy"]
     assert "clip_norm 0.3" in shown["promised"]
+
+
+@pytest.mark.parametrize(("epsilon", "little"), [(10.0, False), (10.01, True)])
+def test_a_promise_that_bounds_nothing_is_called_that(capsys, epsilon, little):
+    _tell_privacy(PROMISE.model_copy(update={"epsilon": epsilon}))
+    assert ("bounds practically nothing" in capsys.readouterr().out) == little
 
 
 @pytest.mark.parametrize("asked", [("--delta", "1e-5"), ("--tuning-runs", "3")], ids=lambda a: a[0])

@@ -25,6 +25,10 @@ OUTSIDE = (
 )
 """What the guarantee does not cover, whoever makes it with this software."""
 
+MOST_EPSILON = 10.0
+"""Above this a promise bounds practically nothing: what is likelier by a factor of e to the tenth,
+about 22,000, with a record than without it still keeps it."""
+
 _Plain = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9 .,:;()+_/-]*$")]
 _Positive = Annotated[float, Field(gt=0, le=1e9)]
 _Whole = Annotated[int, Field(ge=1, lt=2**53)]
@@ -60,6 +64,11 @@ class Guarantee(BaseModel):
         if self.record_key is None:
             return "one document (equal texts are one)"
         return f"all documents with one {self.record_key}"
+
+    @property
+    def bounds_little(self) -> bool:
+        """Whether so large an epsilon leaves a promise in name only."""
+        return self.epsilon > MOST_EPSILON
 
     def words(self) -> str:
         """The guarantee for people."""
