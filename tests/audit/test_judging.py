@@ -405,3 +405,11 @@ def test_a_larger_leak_or_a_wider_interval_is_never_judged_milder(value, more, h
 
     assert ORDER.index(of(about(value, half))) <= ORDER.index(of(about(value + more, half)))
     assert ORDER.index(of(about(value, half))) <= ORDER.index(of(about(value, half + more)))
+
+
+def test_a_promise_that_bounds_nothing_does_not_stand_for_canaries():
+    without = dataclasses.replace(clean(RELEASE), canaries={})
+    for epsilon, verdict in ((4.0, "pass"), (170.0, "warn")):
+        found, _ = judge(without, RELEASE, promise(epsilon), POLICY)
+        (told,) = [one for one in found if one.measure == "canaries"]
+        assert told.verdict == verdict

@@ -42,7 +42,7 @@ BAD = {
         GOOD.replace("[train.batch]", "[anchor.train]\nspeed = 1\n[train.batch]"),
         "anchor.train.speed: no such setting",
     ),
-    "bad setting": (GOOD.replace("windows = 2", "windows = 0"), "train.batch.windows: Input"),
+    "bad setting": (GOOD.replace("windows = 2", "windows = 0"), "train.batch.windows cannot be 0"),
     "unknown method": ('methods = ["magic"]\n' + GOOD, "no such method: magic"),
     "no method": ("methods = []\n" + GOOD, "methods"),
     "method twice": ('methods = ["anchor", "anchor"]\n' + GOOD, "named twice"),

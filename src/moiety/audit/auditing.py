@@ -37,6 +37,9 @@ MEMBER_TOKENS: Final = 256
 CONTROL_DOCUMENTS: Final = 32
 """A control learns so many of the attacked documents: enough to see the attack work."""
 
+SHARED_MAX: Final = 0.1
+"""So much of the strangers' text may be the members' too."""
+
 _DELTA: Final = 1e-5
 """What a bound on epsilon allows for where no delta was promised."""
 
@@ -151,6 +154,7 @@ class _Attack:
         self.members = passages(self._members(), count=plan.num_members)
         # Twice as many: it is strangers who say how rare a false alarm is.
         self.outsiders = passages(self._outsiders(), count=2 * plan.num_members)
+        self._check_apart()
 
     def settings(self) -> audits.AuditSettings:
         """How hard was looked, in the end."""
@@ -250,6 +254,19 @@ class _Attack:
             told = f"give {aside.record_key}" if aside.record_key else "leave it"
             raise ConfigError(
                 "the run told records apart by another key", where="--record-key", remedy=told
+            )
+
+    def _check_apart(self) -> None:
+        """Texts on both sides make an attack look harmless that tells them apart."""
+        known = {passage.text for passage in self.members}
+        shared = sum(passage.text in known for passage in self.outsiders)
+        # Real text repeats itself; one file named twice, or cut at lines, does so all over.
+        if shared > len(self.outsiders) * SHARED_MAX:
+            raise ConfigError(
+                f"{shared} of {len(self.outsiders)} documents that are to be strangers are also "
+                "among what was trained on",
+                where="--heldout",
+                remedy="name text that the expert was not trained on",
             )
 
     def _members(self) -> Iterator[tokenizer.Document]:

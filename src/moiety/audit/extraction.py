@@ -79,7 +79,7 @@ def extract(
     settings: ExtractionSettings,
     progress: Progress | None = None,
 ) -> ExtractionResults:
-    """Attacks documents ``[N, T]``: shows a view their beginnings, and compares how it goes on.
+    """Attacks documents ``[N, T]``: shows a view their first tokens, and compares how it goes on.
 
     Raises:
         ConfigError: documents no longer than the prefix, or longer than the model has positions.

@@ -296,6 +296,12 @@ def _no_canaries(promise: papers.Guarantee | None) -> audits.Judgement:
             "expert tells of a record, and nobody measured it."
         )
         return _judgement("canaries", None, None, "warn", reason)
+    if promise.bounds_little:
+        reason = (
+            f"The owner promises {_promised(promise)}, which bounds practically nothing, and no "
+            "canaries were looked for."
+        )
+        return _judgement("canaries", None, None, "warn", reason)
     reason = (
         f"The owner promises {_promised(promise)}. No canaries were looked for, so the promise "
         "rests on the owner's word and no measurement speaks for or against it."

@@ -55,7 +55,7 @@ def _check_shares(*estimates: Estimate | None) -> None:
 
 
 class Extraction(Paper):
-    """Documents got back from their beginnings, under one view.
+    """Documents got back from a place drawn in each, under one view.
 
     ``extracted`` is the share of documents of which some try comes close enough, ``verbatim`` of
     which the greedy continuation is the document itself. Runs are the longest stretch that greedy

@@ -56,8 +56,8 @@ class AuditSummary(Paper):
         told = [f"Audited by its owner on {self.made[:10]}; it passed{warned} the owner's policy."]
         if self.extracted is not None:
             told.append(
-                f"Got back from their beginnings: {self.extracted:.1%} of the documents tried, "
-                f"{self.extracted_anchor:.1%} from the anchor alone."
+                f"Got back from a place drawn in each: {self.extracted:.1%} of the documents "
+                f"tried, {self.extracted_anchor:.1%} from the anchor alone."
             )
         if self.auc is not None:
             told.append(

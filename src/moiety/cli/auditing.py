@@ -76,7 +76,7 @@ def audit(
 ) -> None:
     """Attack an expert as somebody would who holds it, and see what comes out.
 
-    Three attacks: getting documents back from their first 32 tokens, telling what was trained on
+    Three attacks: getting documents back from 32 tokens of them, telling what was trained on
     from what was not, and finding canaries (moiety train --canaries), which bounds epsilon from
     below. Only what goes beyond the public model is the expert's. Exit 1: the verdict is fail.
 
