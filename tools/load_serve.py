@@ -58,7 +58,7 @@ FLAT_KIB = 512
 FLAT_HANDLES = 2
 GARBAGE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
+    b"GET /nowhere HTTP/9.9\r\nConnection: close\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     request_bytes({"model": NAME}, "no-such-key"),
     request_bytes([], None, "/nowhere"),

@@ -251,10 +251,16 @@ def _told(kind: type[Asked]) -> dict[str, Any]:
 def _asked_by(kind: type[QueryType]) -> dict[str, Any]:
     """What the description says of a route whose query string is read by hand."""
     fields = [
-        {"name": name, "in": "query", "required": False, "schema": schema}
+        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
         for name, schema in kind.model_json_schema()["properties"].items()
     ]
-    return {"responses": REFUSALS, "openapi_extra": {"parameters": fields}}
+    return {"responses": answers(), "openapi_extra": {"parameters": fields}}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query string cannot spell null: a field that may be null is one that may be left out."""
+    kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    return dict(kinds[0])
 
 
 def _description(app: FastAPI) -> dict[str, Any]:
