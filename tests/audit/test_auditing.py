@@ -286,6 +286,14 @@ def test_what_is_watched_comes_to_its_end(homes):
     assert {total for _, _, total in told} == {9}
 
 
+def test_strangers_who_are_members_are_refused_and_others_are_not(homes):
+    for subject in ("amy.run", "amy.expert"):
+        plan = runs.plan(homes.folder / subject, homes.text("amy"), homes.anchor)
+        same = dataclasses.replace(plan, nonmembers=runs.notes(homes.text("amy")))
+        refused(ConfigError, "are also among what was trained on", "not trained on", same)
+    audit(dataclasses.replace(plan, nonmembers=runs.notes(homes.folder / "other.jsonl")))
+
+
 def refused(error: type[MoietyError], words: str, remedy: str, plan: Any) -> None:
     with pytest.raises(error, match=words) as caught:
         audit(plan)

@@ -100,7 +100,7 @@ def facts(report: AuditReport) -> Iterator[str]:
     """What else the page must tell."""
     settings = report.settings
     yield from (report.owner, report.expert, report.anchor, report.made, report.command)
-    yield f"first {settings.prefix_tokens} tokens of each and asked {settings.samples} times"
+    yield f"{settings.prefix_tokens} tokens in a row from there and asked {settings.samples} times"
     yield f"to go on for {settings.continuation_tokens};"
     yield f"{settings.members:,} documents that the expert was trained on"
     yield f"{settings.nonmembers:,} of the same kind"

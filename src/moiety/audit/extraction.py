@@ -1,4 +1,4 @@
-"""Extraction: does a model go on with a document when it is shown the beginning?
+"""Extraction: does a model go on with a document when it is shown a few tokens of it?
 
 Legend: N document, S sample of a document, C token of a continuation.
 
@@ -79,7 +79,7 @@ def extract(
     settings: ExtractionSettings,
     progress: Progress | None = None,
 ) -> ExtractionResults:
-    """Attacks documents ``[N, T]``: shows a view their first tokens, and compares how it goes on.
+    """Attacks documents ``[N, T]``: shows a view the first of each row, and compares the rest.
 
     Raises:
         ConfigError: documents no longer than the prefix, or longer than the model has positions.
