@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moiety.serve.board import Board, Row, _shares
+from moiety.serve.following import Trail
 from moiety.serve.places import Attention, Layout, Piece, Places
 
 LAYERS, WIDTH, POSITIONS = 2, 8, 160
@@ -70,7 +71,8 @@ def test_each_token_attends_to_its_own_request_up_to_itself(lengths, pieces, hea
 def make_row(number: int, length: int) -> Row:
     job = SimpleNamespace(prompt=(0,) * length)
     nothing = torch.zeros(1)
-    return Row(job, None, [0] * length, nothing, nothing, nothing, nothing, None, number)
+    trail = Trail(nothing, nothing, nothing)
+    return Row(job, None, [0] * length, trail, nothing, None, number)
 
 
 def test_rows_keep_their_keys_however_they_come_and_go():

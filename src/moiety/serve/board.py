@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moiety.serve.answers import Answer
+from moiety.serve.following import Trail
 from moiety.serve.jobs import Job
 from moiety.serve.places import Places
 
@@ -26,17 +27,15 @@ class Row:
     """A running request. When the prompt has been read, all ``tokens`` but the last are ``fed``.
 
     ``tokens`` are the prompt's and the answer's, of which ``fed`` have keys and values.
-    ``weights_TS`` are the router's for the prompt, ``total_S`` and ``count`` the evidence after
-    all that was routed. ``place`` is minus one before it has one.
+    ``weights_TS`` are the router's for the prompt, ``trail`` the evidence after all that was
+    routed. ``place`` is minus one before it has one.
     """
 
     job: Job
     answer: Answer
     tokens: list[int]
-    allowed_S: Tensor
+    trail: Trail
     weights_TS: Tensor
-    total_S: Tensor
-    count: Tensor
     dice: torch.Generator | None
     begun: float
     fed: int = 0

@@ -1,4 +1,4 @@
-"""Routing followed beside an engine that does not tell it: from tokens alone, so exactly.
+"""Routing followed from tokens alone: for the steps of an engine, or beside one that tells none.
 
 Legend: R request, T token, S slot.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +19,50 @@ Told = Sequence[Any]
 """A step as a process tells it: token, logprob, top, of the prompt."""
 
 
-class Followed:
-    """The evidence of one text so far. ``share`` are the weights at its last token, by slot."""
+@dataclass
+class Trail:
+    """The evidence of one text so far, as ``Routing.follow`` has it: of what may be used."""
 
-    def __init__(self, prompt: Sequence[int], slots: Sequence[int]) -> None:
-        self.prompt, self.slots = prompt, slots
-        self.share: tuple[float, ...] = ()
-        self.total_S = self.count = self.allowed_S = torch.empty(0)
+    allowed_S: Tensor
+    total_S: Tensor
+    count: Tensor
+
+
+def begin(
+    routing: mixture.Routing, prompt: Sequence[int], slots: Sequence[int]
+) -> tuple[Trail, Tensor]:
+    """Reads a prompt: what to go on with, and the weights of its tokens, ``[T, S]``."""
+    device, num_slots = routing.table_SV.device, len(routing.table_SV)
+    allowed_S = torch.zeros(num_slots, dtype=torch.bool, device=device)
+    allowed_S[list(slots)] = True
+    nothing_S = torch.zeros(num_slots, device=device)
+    weights_1TS, total_1S, count_1 = routing.follow(
+        torch.tensor(prompt, device=device)[None], allowed_S[None], nothing_S[None], nothing_S[:1]
+    )
+    return Trail(allowed_S, total_1S[0], count_1[0]), weights_1TS[0]
+
+
+def go_on(routing: mixture.Routing, trails: Sequence[Trail], tokens: Sequence[int]) -> Tensor:
+    """Follows each text by one token; the weights there, ``[R, S]``."""
+    weights_R1S, total_RS, count_R = routing.follow(
+        torch.tensor(tokens, device=routing.table_SV.device)[:, None],
+        torch.stack([trail.allowed_S for trail in trails]),
+        torch.stack([trail.total_S for trail in trails]),
+        torch.stack([trail.count for trail in trails]),
+    )
+    for trail, total_S, count in zip(trails, total_RS.unbind(), count_R.unbind(), strict=True):
+        trail.total_S, trail.count = total_S, count
+    return weights_R1S[:, 0]
+
+
+@dataclass
+class Followed:
+    """A text that is followed. ``share`` are the weights at its last token, by slot."""
+
+    prompt: Sequence[int]
+    slots: Sequence[int]
+    trail: Trail | None = None
+    share: tuple[float, ...] = ()
 
 
 class Follower:
@@ -61,28 +99,13 @@ class Follower:
 
     def _begin(self, text: Followed) -> list[tuple[float, ...]]:
         """Reads the prompt; its weights, token by token."""
-        slots = len(self._routing.table_SV)
-        text.allowed_S = torch.zeros(slots, dtype=torch.bool)
-        text.allowed_S[list(text.slots)] = True
-        nothing_1S = torch.zeros(1, slots)
-        weights_1TS, total_1S, count_1 = self._routing.follow(
-            torch.tensor([text.prompt]), text.allowed_S[None], nothing_1S, nothing_1S[:, 0]
-        )
-        text.total_S, text.count = total_1S[0], count_1[0]
-        found = [tuple(weights) for weights in weights_1TS[0][:, list(text.slots)].tolist()]
+        text.trail, weights_TS = begin(self._routing, text.prompt, text.slots)
+        found = [tuple(weights) for weights in weights_TS[:, list(text.slots)].tolist()]
         text.share = found[-1]
         return found
 
     def _go_on(self, texts: Sequence[Followed], tokens: Sequence[int]) -> None:
-        weights_R1S, total_RS, count_R = self._routing.follow(
-            torch.tensor(tokens)[:, None],
-            torch.stack([text.allowed_S for text in texts]),
-            torch.stack([text.total_S for text in texts]),
-            torch.stack([text.count for text in texts]),
-        )
-        rows: list[tuple[Followed, Tensor, Tensor, list[float]]] = list(
-            zip(texts, total_RS, count_R, weights_R1S[:, 0].tolist(), strict=True)
-        )
-        for text, total_S, count, weights in rows:
-            text.total_S, text.count = total_S, count
+        trails = [text.trail for text in texts if text.trail is not None]
+        weights_RS = go_on(self._routing, trails, tokens)
+        for text, weights in zip(texts, weights_RS.tolist(), strict=True):
             text.share = tuple(weights[slot] for slot in text.slots)

@@ -22,6 +22,7 @@ from moiety.serve.admission import FAILED
 from moiety.serve.answers import Answer
 from moiety.serve.board import Board, Feed, Row
 from moiety.serve.decoder import Decoder
+from moiety.serve.following import begin, go_on
 from moiety.serve.jobs import Ending, Job, Step
 from moiety.serve.places import Attention, Layout, Piece, Places
 from moiety.serve.prefix import BLOCK, PrefixCache
@@ -62,16 +63,8 @@ class Stepper:
 
     def enter(self, job: Job, answer: Answer) -> None:
         """Gives a job a place, and what is known of its beginning."""
-        slots = len(self._routing.table_SV)
-        allowed_S = torch.zeros(slots, dtype=torch.bool, device=self._device)
-        allowed_S[list(job.slots)] = True
-        tokens_T = torch.tensor(job.prompt, device=self._device)
-        nothing_S = torch.zeros(slots, device=self._device)
-        weights_1TS, total_1S, count_1 = self._routing.follow(
-            tokens_T[None], allowed_S[None], nothing_S[None], nothing_S[:1]
-        )
-        evidence = (allowed_S, weights_1TS[0], total_1S[0], count_1[0])
-        row = Row(job, answer, list(job.prompt), *evidence, dice(job), time.monotonic())
+        trail, weights_TS = begin(self._routing, job.prompt, job.slots)
+        row = Row(job, answer, list(job.prompt), trail, weights_TS, dice(job), time.monotonic())
         beginning = self._beginning(job)
         self.board.enter(row)
         if beginning is not None:
@@ -136,15 +129,8 @@ class Stepper:
         parts = [feed.row.weights_TS[feed.begin : feed.end] for feed in reading]
         if decoding:
             rows = [feed.row for feed in decoding]
-            weights_R1S, total_RS, count_R = self._routing.follow(
-                torch.tensor([[row.tokens[-1]] for row in rows], device=self._device),
-                torch.stack([row.allowed_S for row in rows]),
-                torch.stack([row.total_S for row in rows]),
-                torch.stack([row.count for row in rows]),
-            )
-            for row, total_S, count in zip(rows, total_RS.unbind(), count_R.unbind(), strict=True):
-                row.total_S, row.count = total_S, count
-            parts.insert(0, weights_R1S[:, 0])
+            trails = [row.trail for row in rows]
+            parts.insert(0, go_on(self._routing, trails, [row.tokens[-1] for row in rows]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _answer(
