@@ -13,7 +13,7 @@ WITHDRAWN = Ending("withdrawn", "an expert that this request uses was withdrawn"
 CANCELLED = Ending("cancelled")
 CLOSED = Ending("failed", "the server is closing")
 FAILED = Ending("failed", "the model could not go on with this text")
-RETRY_SECONDS_MAX = 60
+ENDED = "the engine is closed"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class Limits:
         if min(self.places, self.step_tokens) < 1 or min(self.waiting, self.cache_bytes) < 0:
             raise ConfigError("an engine needs a place, and a token a step")
 
-    def retry_seconds(self, waiting: int, job_seconds: float) -> int:
-        """When to come again, where so many wait and a job takes so long."""
-        turns = (waiting + 1) / self.places
-        return min(RETRY_SECONDS_MAX, math.ceil(turns * job_seconds))
-
 
 def check_job(job: Job, names: Sequence[str], vocabulary: int, max_context: int) -> None:
     """Raises ``ConfigError`` for a job that no engine of this model can run."""
@@ -61,6 +56,13 @@ def check_job(job: Job, names: Sequence[str], vocabulary: int, max_context: int)
         raise ConfigError("temperature must be >= 0, top_p in (0, 1], max tokens >= 0")
     if not 0 <= job.top_logprobs <= TOP_LOGPROBS_MAX:
         raise ConfigError(f"top logprobs must be 0 to {TOP_LOGPROBS_MAX}")
+
+
+def check_present(job: Job, gone: frozenset[int], names: Sequence[str]) -> None:
+    """Raises ``ConfigError`` for a job that names an expert which has left."""
+    named = gone & set(job.slots)
+    if named:
+        raise ConfigError(f"withdrawn: {names[min(named)]}")
 
 
 def check_removal(slots: frozenset[int], names: Sequence[str]) -> None:

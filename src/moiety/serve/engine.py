@@ -15,25 +15,25 @@ from dataclasses import dataclass, field
 
 import torch
 
-from moiety.errors import ConfigError, StateError
+from moiety.errors import StateError
 from moiety.model import Mixture
 from moiety.serve.admission import (
     CANCELLED,
     CLOSED,
+    ENDED,
     FAILED,
     WITHDRAWN,
     Limits,
     check_job,
+    check_present,
     check_removal,
 )
 from moiety.serve.answers import Answer
-from moiety.serve.jobs import Ending, Job, Load, Overloaded
+from moiety.serve.jobs import Ending, Job, Load
 from moiety.serve.stepping import Stepper
 from moiety.serve.waiting import WaitingRoom
 
 LOG = logging.getLogger(__name__)
-
-ENDED = "the engine is closed"
 
 
 @dataclass(eq=False)
@@ -64,7 +64,6 @@ class LocalEngine:
         self._removals: list[_Removal] = []
         self._gone: frozenset[int] = frozenset()
         self._closed = False
-        self._job_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="moiety-engine", daemon=True)
         self._thread.start()
 
@@ -86,14 +85,9 @@ class LocalEngine:
         with self._change:
             if self._closed:
                 raise StateError(ENDED)
-            gone = self._gone & set(job.slots)
-            if gone:
-                raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
-            free = self._limits.places - len(self._stepper.board.rows)
-            if not self._waiting.has_room(job.tenant, max(0, free)):
-                waiting = len(self._waiting)
-                raise Overloaded(self._limits.retry_seconds(waiting, self._job_seconds))
-            self._waiting.add(job, answer)
+            check_present(job, self._gone, self.names)
+            running = len(self._stepper.board.rows)
+            self._waiting.let_in(job, answer, running=running, places=self._limits.places)
             self._change.notify()
         return answer
 
@@ -158,7 +152,7 @@ class LocalEngine:
         ended = self._stepper.step()
         now = time.monotonic()
         for row in ended:
-            self._job_seconds += 0.1 * (now - row.begun - self._job_seconds)
+            self._waiting.ended(now - row.begun)
 
     def _take_up(self) -> bool:
         """Waits for work and takes up what was asked; false when the engine is to end."""

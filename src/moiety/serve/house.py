@@ -88,17 +88,21 @@ class House:
         """Why requests are refused; None when they are not."""
         if self.problem is None and self.books.problem is not None:
             return f"usage cannot be written: {self.books.problem}"
-        if self.problem is None and self.engine is not None:
-            return self.engine.problem
-        return self.problem
+        return self._no_answers()
+
+    def _no_answers(self) -> str | None:
+        """Why no engine can be asked; None when one can."""
+        if self.problem is not None:
+            return self.problem
+        return LOADING if self.engine is None else self.engine.problem
 
     def ready_engine(self) -> Engine:
         """The engine. Raises ``RefusalError`` (503) while there is none."""
-        told = self.problem if self.engine is None else self.problem or self.engine.problem
-        if self.engine is None or told is not None:
-            told = told or LOADING
+        told = self._no_answers()
+        if told is not None:
             headers = {"Retry-After": str(LOAD_SECONDS)}
             raise RefusalError(503, told, code="not_ready", headers=headers)
+        assert self.engine is not None, "where there is none, that is told"
         return self.engine
 
     def find(self, path: str, key: str | None) -> Rights | None:

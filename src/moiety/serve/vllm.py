@@ -20,22 +20,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from moiety.errors import ConfigError, StateError
+from moiety.errors import StateError
 from moiety.files import canonical_json, digest_bytes
 from moiety.merge import exporting
 from moiety.serve.admission import (
     CANCELLED,
     CLOSED,
+    ENDED,
     FAILED,
     WITHDRAWN,
     Limits,
     check_job,
+    check_present,
     check_removal,
 )
 from moiety.serve.answers import Answer
 from moiety.serve.following import Followed, Follower
 from moiety.serve.generations import Generation, Maker
-from moiety.serve.jobs import Ending, Job, Load, Overloaded, Step
+from moiety.serve.jobs import Ending, Job, Load, Step
 from moiety.serve.process import Message
 from moiety.serve.sizes import Sizes
 from moiety.serve.waiting import WaitingRoom
@@ -51,7 +53,6 @@ WITHDRAW_SECONDS = 30.0
 """A process that does not confirm a withdrawal in time is ended: so it touches nothing either."""
 
 COLDEST, SEEDS = 0.01, 2**63
-ENDED = "the engine is closed"
 STARTING = "vLLM's process has ended, and is being started anew"
 
 
@@ -103,7 +104,6 @@ class VllmEngine:
         self._state = _State()
         self._numbers = count(1)
         self._made = 0
-        self._job_seconds = 1.0
         self._ends: deque[float] = deque(maxlen=TRIES + 1)
         try:
             self._follower = Follower(exporting.load_routing(release))
@@ -131,15 +131,11 @@ class VllmEngine:
         answer = Answer(self._cancel)
         with self._change:
             state = self._state
-            gone = state.gone & set(job.slots)
-            if gone:
-                raise ConfigError(f"withdrawn: {self.names[min(gone)]}")
+            check_present(job, state.gone, self.names)
             if self.problem is not None or state.current is None:
                 raise StateError(self.problem or STARTING)
-            if not self._waiting.has_room(job.tenant, self._limits.places - len(state.running)):
-                waiting = len(self._waiting)
-                raise Overloaded(self._limits.retry_seconds(waiting, self._job_seconds))
-            self._waiting.add(job, answer)
+            running = len(state.running)
+            self._waiting.let_in(job, answer, running=running, places=self._limits.places)
             self._admit()
         return answer
 
@@ -272,7 +268,7 @@ class VllmEngine:
         with self._change:
             self._state.running.pop(running.number, None)
             running.generation.jobs -= 1
-            self._job_seconds += 0.1 * (time.monotonic() - running.begun - self._job_seconds)
+            self._waiting.ended(time.monotonic() - running.begun)
             self._admit()
             self._change.notify_all()
 
@@ -330,7 +326,7 @@ class VllmEngine:
         """The next generation, and the switch to it."""
         slots = tuple(slot for slot in range(len(self.names)) if slot not in self._state.gone)
         try:
-            if len(self._ends) > TRIES and self._ends[-1] - self._ends[0] < TRIES_SECONDS:
+            if self._ends_often():
                 raise StateError(f"vLLM's process has ended {TRIES + 1} times")
             generation = self._begin(slots)
         except Exception as error:
@@ -351,12 +347,14 @@ class VllmEngine:
                 return
             LOG.error("vLLM cannot be started anew", exc_info=error)
             self._ends.append(time.monotonic())
-            often = len(self._ends) > TRIES and self._ends[-1] - self._ends[0] < TRIES_SECONDS
-            self._state.given_up = often
-            if often and (self._state.current is None or self._state.current.over):
+            self._state.given_up = self._ends_often()
+            if self._state.given_up and (self._state.current is None or self._state.current.over):
                 self._state.problem = f"vLLM cannot be started anew: {error}"
             # A folder that is being changed holds again in a moment.
             self._change.wait_for(lambda: self._state.closed, timeout=PAUSE_SECONDS)
+
+    def _ends_often(self) -> bool:
+        return len(self._ends) > TRIES and self._ends[-1] - self._ends[0] < TRIES_SECONDS
 
     def _begin(self, slots: tuple[int, ...]) -> Generation:
         """Makes a generation, and waits until it is ready."""

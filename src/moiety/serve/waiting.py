@@ -11,23 +11,26 @@ T tenants one after another bring it to at most ``size * (1 + 1/2 + ... + 1/T)``
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 from moiety.serve.answers import Answer
-from moiety.serve.jobs import Job
+from moiety.serve.jobs import Job, Overloaded
 
 Entry = tuple[Job, Answer]
+RETRY_SECONDS_MAX = 60
 
 
 class WaitingRoom:
-    """Jobs that wait, the eldest first. ``size`` is how many may. Whoever uses it holds a lock."""
+    """Jobs that wait, the eldest first. ``size`` is how many may. Whoever uses them holds a lock."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: deque[Entry] = deque()
         self._turn = 0
         self._last_turns: dict[str, int] = {}
+        self._job_seconds = 1.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -39,9 +42,24 @@ class WaitingRoom:
         held = Counter(job.tenant for job, _ in self._entries)
         return held[tenant] < self._size // len(held.keys() | {tenant})
 
+    def let_in(self, job: Job, answer: Answer, *, running: int, places: int) -> None:
+        """Takes a job in, where so many of the places are taken.
+
+        Raises:
+            Overloaded: its tenant may not wait with one more; with when to come again.
+        """
+        if not self.has_room(job.tenant, places - running):
+            turns = (len(self._entries) + 1) / places
+            raise Overloaded(min(RETRY_SECONDS_MAX, math.ceil(turns * self._job_seconds)))
+        self.add(job, answer)
+
     def add(self, job: Job, answer: Answer) -> None:
-        """Lets a job in."""
+        """Takes a job in, whether or not there is room."""
         self._entries.append((job, answer))
+
+    def ended(self, seconds: float) -> None:
+        """A job took so long: the latest say most of how long others will wait."""
+        self._job_seconds += 0.1 * (seconds - self._job_seconds)
 
     def next(self, running: Mapping[str, int]) -> Entry | None:
         """Takes out whose turn it is; ``running`` is how many jobs of each tenant run."""
