@@ -23,7 +23,10 @@ RETRY_SECONDS_MAX = 60
 
 
 class WaitingRoom:
-    """Jobs that wait, the eldest first. ``size`` is how many may. Whoever uses them holds a lock."""
+    """Jobs that wait, the eldest first. ``size`` is how many may.
+
+    Whoever uses it holds a lock.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
