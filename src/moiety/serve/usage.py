@@ -203,11 +203,15 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
 
 
 def _make_table(engine: sql.Engine) -> None:
-    try:
-        _TABLE.metadata.create_all(engine)
-    except DBAPIError:
-        # Another server may have made it since we looked: then it is there now.
-        _TABLE.metadata.create_all(engine)
+    for left in reversed(range(TRIES)):
+        try:
+            _TABLE.metadata.create_all(engine)
+        except DBAPIError:
+            # Another server may have made it since we looked: then the next look finds it.
+            if not left:
+                raise
+        else:
+            return
 
 
 def _settings_of_sqlite(connection: Any, _record: Any) -> None:
