@@ -151,8 +151,9 @@ class LocalEngine:
     def _step(self) -> None:
         ended = self._stepper.step()
         now = time.monotonic()
-        for row in ended:
-            self._waiting.ended(now - row.begun)
+        with self._change:
+            for row in ended:
+                self._waiting.ended(now - row.begun)
 
     def _take_up(self) -> bool:
         """Waits for work and takes up what was asked; false when the engine is to end."""
