@@ -117,7 +117,11 @@ class PrivacyConfig(Section):
         for name in ("delta", "tuning_runs"):
             if self.epsilon is None and getattr(self, name) is not None:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} says nothing without --epsilon")
+                raise ConfigError(
+                    f"privacy: --{flag} says nothing without --epsilon",
+                    where="settings",
+                    remedy="give --epsilon (privacy.epsilon) too; without it nothing is promised",
+                )
         return self
 
 
@@ -178,16 +182,12 @@ def _fault(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key}: no such setting"
-    if error["type"] == "value_error":  # our own, about several settings of a section
-        return f"{key}: {error['ctx']['error']}"
     return f"{key} cannot be {reprlib.repr(error['input'])}"
 
 
 def _remedy(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"known settings: {', '.join(sorted(_keys(TrainConfig(), '')))}"
-    if error["type"] == "value_error":
-        return "give --epsilon (privacy.epsilon) too; without it nothing is promised"
     return _takes([str(part) for part in error["loc"]])
 
 
