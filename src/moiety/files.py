@@ -17,13 +17,14 @@ import stat
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moiety.errors import FormatError, IntegrityError, StateError
+from moiety.errors import ConfigError, FormatError, IntegrityError, StateError
 
 PAPER_MAX_BYTES = 64 * 2**20
 """No JSON paper is larger: an anchor with 10,000 tensors needs about 3 MB."""
@@ -96,6 +97,20 @@ def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> bytes:
         if len(data) > size:
             raise FormatError("grew while it was read", where=path)
         return data
+
+
+def read_toml(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> dict[str, Any]:
+    """The table in a TOML file that a person wrote.
+
+    Raises:
+        ConfigError: no such file, too large, or not TOML.
+    """
+    try:
+        return tomllib.loads(read_limited(path, max_bytes).decode("utf-8"))
+    except FormatError as error:
+        raise ConfigError(error.message, where=path) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not TOML: {error}", where=path) from None
 
 
 def check_regular(path: Path) -> None:

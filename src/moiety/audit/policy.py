@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from moiety.bundle import audits
-from moiety.errors import ConfigError, FormatError
-from moiety.files import read_limited
+from moiety.errors import ConfigError
+from moiety.files import read_toml
 
 _POLICY_MAX_BYTES: Final = 64 * 2**10
 
@@ -24,7 +23,7 @@ def read_policy(path: Path | None) -> audits.Policy:
     """
     if path is None:
         return audits.Policy()
-    given = _read_toml(path)
+    given = read_toml(path, _POLICY_MAX_BYTES)
     values = audits.Policy().model_dump()
     _check_known(given, values, "", path)
     for key, value in given.items():
@@ -38,15 +37,6 @@ def read_policy(path: Path | None) -> audits.Policy:
         raise ConfigError(
             f"{key}: {first['msg']}", where=path, remedy="docs/formats.md has the default policy"
         ) from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_limited(path, _POLICY_MAX_BYTES).decode("utf-8"))
-    except FormatError as error:
-        raise ConfigError(error.message, where=path) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not TOML: {error}", where=path) from None
 
 
 def _check_known(given: dict[str, Any], known: dict[str, Any], prefix: str, path: Path) -> None:

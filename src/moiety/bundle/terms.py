@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.functional_validators import AfterValidator
 
-from moiety.errors import ConfigError, FormatError
-from moiety.files import read_limited
+from moiety.errors import ConfigError
+from moiety.files import read_toml
 
 _LICENCES = """
 0BSD AFL-3.0 AGPL-3.0-only AGPL-3.0-or-later Apache-1.1 Apache-2.0 Artistic-2.0 BSD-1-Clause
@@ -110,12 +109,7 @@ def read_terms(path: Path) -> Terms:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(read_limited(path, _TERMS_MAX_BYTES).decode("utf-8"))
-    except FormatError as error:
-        raise ConfigError(error.message, where=path) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not TOML: {error}", where=path) from None
+    table = read_toml(path, _TERMS_MAX_BYTES)
     if isinstance(table.get("terms"), dict) and len(table) == 1:
         return dict(table["terms"])
     return table

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moiety.bundle import papers
 from moiety.errors import ConfigError
-from moiety.files import read_limited
+from moiety.files import read_toml
 
 GIB = 2**30
 Count = Annotated[int, Field(ge=1, le=2**20)]
@@ -56,11 +56,7 @@ def read_sizes(path: Path | None) -> Sizes:
     if path is None:
         return Sizes()
     try:
-        return Sizes.model_validate(tomllib.loads(read_limited(path).decode("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not TOML: {str(error)[:200]}", where=path) from None
+        return Sizes.model_validate(read_toml(path))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(map(str, first["loc"]))
         remedy = f"there are: {', '.join(Sizes.model_fields)}"
-        raise ConfigError(f"{name!a}: {first['msg']}", where=path, remedy=remedy) from None
+        raise ConfigError(papers.first_problem(error), where=path, remedy=remedy) from None
