@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI
 from tests import makers, tiny
 from tests.serve.browsing import Visit, chromium
-from tests.serve.engines import Script, ToldEngine
+from tests.serve.engines import Script, ToldEngine, short
 
 from moiety.bundle import papers
 from moiety.merge import merge
@@ -113,6 +113,21 @@ def told_server(
     found = ServePlan(release, port=0, admin_port=0, usage=f"sqlite:///{place}/u.sqlite", **plan)
     with serving(found, lambda: engine) as live:
         yield live
+
+
+@contextlib.contextmanager
+def policed(
+    release: Path, place: Path, keys: dict[str, dict[str, Any]]
+) -> Iterator[tuple[Live, dict[str, str], Path, str]]:
+    """Serves a release with terms, with a policy of ``keys``; each answer is a few short steps.
+
+    Yields the server, the secrets, the policy's file and its text.
+    """
+    text, secrets = policy_of(**keys)
+    policy = place / "policy.toml"
+    policy.write_text(text)
+    with told_server(release, place, short, names=("anchor", *TERMS), policy=policy) as live:
+        yield live, secrets, policy, text
 
 
 @pytest.fixture(scope="module")

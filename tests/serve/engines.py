@@ -73,3 +73,9 @@ def steps(job: Job, tokens: Iterable[int]) -> Iterator[Step]:
     share = 1 / len(job.slots)
     for token in tokens:
         yield Step(token, -0.5, (), (share,) * len(job.slots))
+
+
+def short(job: Job) -> Iterator[Step | Ending]:
+    """At most three tokens."""
+    yield from steps(job, [5, 6, 7][: job.max_tokens])
+    yield Ending("length")

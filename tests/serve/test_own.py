@@ -6,12 +6,9 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from tests.serve.conftest import NAME, TERMS, policy_of, serving
-from tests.serve.engines import ToldEngine, steps
+from tests.serve.conftest import NAME, TERMS, policed
 
-from moiety.serve import ServePlan
 from moiety.serve.api import OPEN
-from moiety.serve.jobs import Ending
 from moiety.serve.usage import COLUMNS, Bill
 
 BODY = {"model": "release", "prompt": "w1 w2", "max_tokens": 3, "temperature": 0}
@@ -26,24 +23,10 @@ KEYS = {
 PAGE = ("/", "/page.css", "/ask.js", "/pane.js", "/usage.js", "/page.js")
 
 
-def script(job):
-    yield from steps(job, [5, 6, 7][: job.max_tokens])
-    yield Ending("length")
-
-
 @pytest.fixture(scope="module")
 def house(release_with_terms, tmp_path_factory):
     """A server with a policy, on a day in 2030 when one of the terms is over."""
-    place = tmp_path_factory.mktemp("own")
-    text, secrets = policy_of(**KEYS)
-    (place / "policy.toml").write_text(text)
-    plan = ServePlan(
-        release_with_terms,
-        policy=place / "policy.toml",
-        port=0,
-        usage=f"sqlite:///{place}/u.sqlite",
-    )
-    with serving(plan, lambda: ToldEngine(NAMES, script)) as live:
+    with policed(release_with_terms, tmp_path_factory.mktemp("own"), KEYS) as (live, secrets, *_):
         live.house.served._today = lambda: date(2030, 3, 1)
         yield live, secrets
 

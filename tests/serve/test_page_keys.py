@@ -6,10 +6,7 @@ import re
 
 import pytest
 from tests.serve.browsing import percent
-from tests.serve.conftest import TERMS, policy_of, told_server
-from tests.serve.engines import steps
-
-from moiety.serve.jobs import Ending
+from tests.serve.conftest import TERMS, policed
 
 KEYS = {
     "app": {"experts": ["amy", "bob", "dan-b"], "purposes": ["care", "ads"]},
@@ -19,19 +16,10 @@ KEYS = {
 }
 
 
-def short(job):
-    yield from steps(job, [5, 6, 7][: job.max_tokens])
-    yield Ending("length")
-
-
 @pytest.fixture(scope="module")
 def house(release_with_terms, tmp_path_factory):
-    place = tmp_path_factory.mktemp("page")
-    text, secrets = policy_of(**KEYS)
-    (place / "policy.toml").write_text(text)
-    how = {"policy": place / "policy.toml", "names": ("anchor", *TERMS)}
-    with told_server(release_with_terms, place, short, **how) as live:
-        yield live, secrets, place / "policy.toml", text
+    with policed(release_with_terms, tmp_path_factory.mktemp("page"), KEYS) as found:
+        yield found
 
 
 def test_a_key_is_asked_for_and_kept_out_of_sight(house, visit):

@@ -10,17 +10,12 @@ from contextlib import contextmanager
 
 from tests.serve.browsing import Visit
 from tests.serve.conftest import NAME, settled, told_server
-from tests.serve.engines import steps
+from tests.serve.engines import short, steps
 
 from moiety.data import load_tokenizer
 from moiety.serve.jobs import Ending
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-
-
-def short(job):
-    yield from steps(job, [5, 6, 7][: job.max_tokens])
-    yield Ending("length")
 
 
 def test_hostile_text_of_a_model_and_a_prompt_stays_text(release, visit, tmp_path):

@@ -7,12 +7,11 @@ import time
 from datetime import date
 
 import pytest
-from tests.serve.conftest import TERMS, policy_of, serving, settled
-from tests.serve.engines import ToldEngine, steps
+from tests.serve.conftest import TERMS, policed, policy_of, serving, settled
+from tests.serve.engines import ToldEngine, short, steps
 
 from moiety.errors import ConfigError
 from moiety.serve import ServePlan, Server
-from moiety.serve.jobs import Ending
 from moiety.serve.policy import LOCAL, hash_key, new_key, read_policy
 from moiety.serve.refusals import RefusalError
 from moiety.serve.requests import Extension
@@ -212,7 +211,7 @@ def test_without_a_policy_only_this_machine(folder, tmp_path):
 
 
 def test_without_a_policy_the_operator_may_say_what_requests_are_for(folder, tmp_path):
-    engine = ToldEngine(("anchor", *NAMES), script)
+    engine = ToldEngine(("anchor", *NAMES), short)
     for purpose in (None, "care"):
         usage = f"sqlite:///{tmp_path}/u.sqlite"
         plan = ServePlan(folder, port=0, usage=usage, purpose=purpose)
@@ -247,27 +246,11 @@ KEYS = {
 }
 
 
-def script(job):
-    yield from steps(job, [5, 6, 7][: job.max_tokens])
-    yield Ending("length")
-
-
 @pytest.fixture(scope="module")
 def house(folder, tmp_path_factory):
     """A server with a policy, and the secrets of its keys."""
-    place = tmp_path_factory.mktemp("policy")
-    text, secrets = policy_of(**KEYS)
-    (place / "policy.toml").write_text(text)
-    plan = ServePlan(
-        folder,
-        policy=place / "policy.toml",
-        port=0,
-        admin_port=0,
-        usage=f"sqlite:///{place}/u.sqlite",
-    )
-    engine = ToldEngine(("anchor", *NAMES), script)
-    with serving(plan, lambda: engine) as live:
-        yield live, secrets, place / "policy.toml", text
+    with policed(folder, tmp_path_factory.mktemp("policy"), KEYS) as found:
+        yield found
 
 
 def test_every_route_but_health_and_the_description_needs_a_key(house):
