@@ -5,7 +5,7 @@ routes by evidence over a release; theirs is a FlexOlmo of as many experts, all 
 every token. They take turns, so that a noisy machine is noisy for all of them; what counts are
 ratios of tokens a second, counted by what each server says it generated.
 
-    OMP_NUM_THREADS=1 python tools/bench_http.py --json
+    OMP_NUM_THREADS=1 PYTHONPATH=. python tools/bench_http.py --json
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import statistics
 import tempfile
 import time
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from tests.tiny import VOCAB, language
+from tools.racing import Contestant, medians, quotient, race
 from tools.serving import OWNERS, SHAPE, free_port, make_release, request_bytes, running, send
 from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         contestants = start(Path(folder), stack)
         rows = [
-            asyncio.run(race(contestants, name, count, options.rounds))
+            beside(contestants, name, count, options.rounds)
             for name in sorted(ROUNDS)
             for count in options.requests
         ]
@@ -90,27 +90,32 @@ def make_theirs(release: Path, out: Path) -> None:
         shutil.copy(release / name, out / name)
 
 
-async def race(contestants: Any, name: str, count: int, rounds: int) -> dict[str, Any]:
-    """Tokens a second, round by round; the first round warms up."""
+def beside(
+    servers: dict[str, tuple[int, str]], name: str, count: int, rounds: int
+) -> dict[str, Any]:
     length, tokens = ROUNDS[name]
-    speeds: dict[str, list[float]] = {who: [] for who in contestants}
-    for turn in range(rounds + 1):
-        # New prompts each round: ours keeps beginnings, which is not what is measured.
-        prompts = [prompt(1000 * turn + number, length) for number in range(count)]
-        for who, (port, model) in contestants.items():
-            begun = time.perf_counter()
-            made = await asyncio.gather(*(ask(port, model, one, tokens) for one in prompts))
-            if turn:
-                speeds[who].append(sum(made) / (time.perf_counter() - begun))
-    ratios = {
-        who: statistics.median(a / b for a, b in zip(speeds[OURS], speeds[who], strict=True))
-        for who in (BATCHED, ONE_BY_ONE)
-    }
-    print(f"  {name} prompts, {count} at once: {statistics.median(speeds[OURS]):,.0f} tokens/s")
+    contestants = {who: asking(*place, tokens) for who, place in servers.items()}
+
+    def prompts(turn: int) -> list[str]:
+        # New ones each round: ours keeps beginnings, which is not what is measured.
+        return [prompt(1000 * turn + number, length) for number in range(count)]
+
+    speeds = race(contestants, rounds, prompts)
+    ratios = {who: quotient(speeds[OURS], speeds[who]) for who in (BATCHED, ONE_BY_ONE)}
+    print(f"  {name} prompts, {count} at once: {medians(speeds)[OURS]:,.0f} tokens/s")
     for who, ratio in ratios.items():
         goal = f" (asked: {ASKED})" if who == BATCHED and count == 16 else ""
         print(f"    {ratio:.2f} times {who}{goal}")
     return {"prompts": name, "at_once": count, "ratios": ratios, "speeds": speeds}
+
+
+def asking(port: int, model: str, tokens: int) -> Contestant:
+    async def everybody(prompts: list[str]) -> float:
+        begun = time.perf_counter()
+        made = await asyncio.gather(*(ask(port, model, one, tokens) for one in prompts))
+        return sum(made) / (time.perf_counter() - begun)
+
+    return lambda prompts: asyncio.run(everybody(prompts))
 
 
 def prompt(seed: int, tokens: int) -> str:

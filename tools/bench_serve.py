@@ -4,20 +4,20 @@ Random weights of the same sizes, every expert run on every token, greedy, no te
 engines that `moiety serve` and `transformers serve --continuous-batching` put behind their doors.
 Contestants take turns, so that a noisy machine is noisy for all of them; what counts are ratios.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python tools/bench_serve.py --json
+    OMP_NUM_THREADS=1 PYTHONPATH=. taskset -c 1 python tools/bench_serve.py --json
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from tools.racing import Contestant, Speeds, asking, medians, quotient, race
 from transformers import (
     ContinuousBatchingConfig,
     FlexOlmoConfig,
@@ -31,7 +31,6 @@ from transformers.utils import logging
 from moiety.model import Mixture
 from moiety.model.layer import MixtureLayer, Routing
 from moiety.serve.engine import Limits, LocalEngine
-from moiety.serve.jobs import Job
 from moiety.train import PRESETS
 
 POSITIONS = 1024
@@ -41,7 +40,8 @@ ROUNDS = {"short": (16, 128), "long": (512, 64)}
 ASKED = {"transformers, continuous batching": 1.3}
 ASKED_MASKS = {"one mask": 0.97, "mixed masks": 0.90}
 
-Contestant = Callable[[list[list[int]], int], None]
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
@@ -63,31 +63,35 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--requests", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
 def beside_transformers(options: argparse.Namespace, name: str, count: int) -> dict[str, Any]:
+    clock, tokens = CLOCKS[options.clock], ROUNDS[name][1]
+    cached = continuous(theirs(options.preset), count, name)
     contestants = {
-        "local": local(mixture(options.preset, OWNERS), everyone(OWNERS)),
-        "transformers, continuous batching": continuous(theirs(options.preset), count, name),
-        "transformers, generate": generating(theirs(options.preset)),
+        "local": local(mixture(options.preset, OWNERS), everyone(OWNERS), tokens, clock),
+        "transformers, continuous batching": timed(cached, tokens, clock),
+        "transformers, generate": timed(generating(theirs(options.preset)), tokens, clock),
     }
-    speeds = race(contestants, options, name, count)
+    speeds = race(contestants, options.rounds, prompts_of(options.preset, name, count))
     return report(f"{name} prompts, {count} at once", speeds, "local", ASKED)
 
 
 def masks(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """All may use all but one expert: who never had it, all but the same, each but another."""
+    clock, tokens = CLOCKS[options.clock], ROUNDS[name][1]
     slots = everyone(OWNERS)[0]
     without = [tuple(slot for slot in slots if slot != gone) for gone in slots[1:]]
+    fewer = mixture(options.preset, OWNERS - 1)
     contestants = {
-        "no mask": local(mixture(options.preset, OWNERS - 1), everyone(OWNERS - 1)),
-        "one mask": local(mixture(options.preset, OWNERS), without[:1]),
-        "mixed masks": local(mixture(options.preset, OWNERS), without),
+        "no mask": local(fewer, everyone(OWNERS - 1), tokens, clock),
+        "one mask": local(mixture(options.preset, OWNERS), without[:1], tokens, clock),
+        "mixed masks": local(mixture(options.preset, OWNERS), without, tokens, clock),
     }
-    speeds = race(contestants, options, name, 16)
+    speeds = race(contestants, options.rounds, prompts_of(options.preset, name, 16))
     ratios = {
         "one mask": quotient(speeds["one mask"], speeds["no mask"]),
         "mixed masks": quotient(speeds["mixed masks"], speeds["one mask"]),
@@ -95,6 +99,12 @@ def masks(options: argparse.Namespace, name: str) -> dict[str, Any]:
     for what, ratio in ratios.items():
         print(f"  {name} prompts, {what}: {ratio:.3f} times (asked: {ASKED_MASKS[what]})")
     return {"what": f"{name} prompts, masks", "ratios": ratios, "speeds": medians(speeds)}
+
+
+def prompts_of(preset: str, name: str, count: int) -> Callable[[int], list[list[int]]]:
+    """The same prompts in every round."""
+    drawn = torch.randint(2, PRESETS[preset].vocab, (count, ROUNDS[name][0])).tolist()
+    return lambda turn: drawn
 
 
 def mixture(preset: str, owners: int) -> Mixture:
@@ -130,28 +140,23 @@ def everyone(owners: int) -> list[tuple[int, ...]]:
     return [tuple(range(owners + 1))]
 
 
-def local(model: Mixture, sets: Sequence[tuple[int, ...]]) -> Contestant:
+def local(model: Mixture, sets: list[tuple[int, ...]], tokens: int, clock: Clock) -> Contestant:
     # No cache of beginnings: every round brings the same prompts.
-    engine = LocalEngine(model, Limits(cache_bytes=0))
-
-    async def read(job: Job) -> None:
-        steps = [item async for item in engine.submit(job)]
-        assert len(steps) == job.max_tokens + 1, steps[-1]
-
-    def run(prompts: list[list[int]], tokens: int) -> None:
-        async def everybody() -> None:
-            jobs = [
-                Job(tuple(prompt), sets[n % len(sets)], "", tokens, 0.0, 1.0, 0, frozenset(), 0)
-                for n, prompt in enumerate(prompts)
-            ]
-            await asyncio.gather(*(read(job) for job in jobs))
-
-        asyncio.run(everybody())
-
-    return run
+    return asking(LocalEngine(model, Limits(cache_bytes=0)), sets, tokens, clock)
 
 
-def continuous(model: FlexOlmoForCausalLM, count: int, name: str) -> Contestant:
+def timed(run: Callable[[list[list[int]], int], None], tokens: int, clock: Clock) -> Contestant:
+    def go(prompts: list[list[int]]) -> float:
+        begun = clock()
+        run(prompts, tokens)
+        return len(prompts) * tokens / (clock() - begun)
+
+    return go
+
+
+def continuous(
+    model: FlexOlmoForCausalLM, count: int, name: str
+) -> Callable[[list[list[int]], int], None]:
     # Given no sizes it takes most of the memory there is, which is slow; these are enough.
     blocks = count * (sum(ROUNDS[name]) // 256 + 2)
     sizes = {"num_blocks": blocks, "max_batch_tokens": 256, "max_requests_per_batch": count}
@@ -175,7 +180,7 @@ def continuous(model: FlexOlmoForCausalLM, count: int, name: str) -> Contestant:
     return run
 
 
-def generating(model: FlexOlmoForCausalLM) -> Contestant:
+def generating(model: FlexOlmoForCausalLM) -> Callable[[list[list[int]], int], None]:
     def run(prompts: list[list[int]], tokens: int) -> None:
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=1
@@ -189,41 +194,13 @@ def generating(model: FlexOlmoForCausalLM) -> Contestant:
     return run
 
 
-def race(
-    contestants: dict[str, Contestant], options: argparse.Namespace, name: str, count: int
-) -> dict[str, list[float]]:
-    """New tokens a second of each contestant, round by round; the first round warms up."""
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
-    length, tokens = ROUNDS[name]
-    vocabulary = PRESETS[options.preset].vocab
-    prompts = torch.randint(2, vocabulary, (count, length)).tolist()
-    speeds: dict[str, list[float]] = {who: [] for who in contestants}
-    for turn in range(options.rounds + 1):
-        for who, run in contestants.items():
-            begun = clock()
-            run(prompts, tokens)
-            if turn:
-                speeds[who].append(count * tokens / (clock() - begun))
-    return speeds
-
-
-def report(
-    what: str, speeds: dict[str, list[float]], ours: str, asked: dict[str, float]
-) -> dict[str, Any]:
+def report(what: str, speeds: Speeds, ours: str, asked: dict[str, float]) -> dict[str, Any]:
     ratios = {who: quotient(speeds[ours], speeds[who]) for who in speeds if who != ours}
     print(f"  {what}: {statistics.median(speeds[ours]):,.0f} tokens/s")
     for who, ratio in ratios.items():
         goal = f" (asked: {asked[who]})" if who in asked else ""
         print(f"    {ratio:.2f} times {who}{goal}")
     return {"what": what, "ratios": ratios, "speeds": medians(speeds)}
-
-
-def quotient(ours: list[float], other: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, other, strict=True))
-
-
-def medians(speeds: dict[str, list[float]]) -> dict[str, float]:
-    return {who: statistics.median(values) for who, values in speeds.items()}
 
 
 if __name__ == "__main__":

@@ -4,26 +4,22 @@ Both are streamed from vLLM's asynchronous engine, greedy, float32. Plain vLLM i
 own process, ours at the near end of the lines: with the process between, the masks, and the routing
 that is followed for every token. Contestants take turns, each round with prompts of its own.
 
-    python tools/bench_vllm.py --release RELEASE --json
+    PYTHONPATH=. python tools/bench_vllm.py --release RELEASE --json
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from tools.racing import Contestant, asking, medians, quotient, race
 
 from moiety.merge import exporting
-from moiety.serve.jobs import Job
 from moiety.serve.sizes import Sizes
 from moiety.serve.vllm import VllmEngine
 
@@ -32,10 +28,6 @@ PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 RELEASE = ROOT / "studies" / "out" / "flexmix-small" / "seed-0" / "release"
 ROUNDS = {"short": (16, 128), "long": (512, 64)}
 """Tokens of the prompt, and of the answer."""
-
-Prompts = list[list[int]]
-Contestant = Callable[[Prompts, int], float]
-"""Seconds for all of the answers."""
 
 
 def main() -> None:
@@ -80,49 +72,26 @@ def beside(
 ) -> dict[str, Any]:
     slots = tuple(range(len(engine.names)))
     without = [tuple(slot for slot in slots if slot != gone) for gone in slots[1:]]
+    length, tokens = ROUNDS[name]
     contestants: dict[str, Contestant] = {
-        "plain vLLM": plain.run,
-        "ours, all experts": ours(engine, [slots]),
-        "ours, one mask": ours(engine, without[:1]),
+        "plain vLLM": lambda prompts: plain.run(prompts, tokens),
+        "ours, all experts": asking(engine, [slots], tokens),
+        "ours, one mask": asking(engine, without[:1], tokens),
     }
     if count > 1:
-        contestants["ours, mixed masks"] = ours(engine, without)
-    speeds: dict[str, list[float]] = {who: [] for who in contestants}
-    length, tokens = ROUNDS[name]
-    for turn in range(options.rounds + 1):
-        for who, run in contestants.items():
-            prompts = torch.randint(2, 300, (count, length)).tolist()
-            seconds = run(prompts, tokens)
-            if turn:
-                speeds[who].append(count * tokens / seconds)
-    medians = {who: statistics.median(values) for who, values in speeds.items()}
-    print(f"  {name} prompts, {count} at once: plain {medians['plain vLLM']:,.0f} tokens/s")
-    ratios = {}
-    for who, values in speeds.items():
-        pairs = zip(values, speeds["plain vLLM"], strict=True)
-        ratios[who] = statistics.median(a / b for a, b in pairs)
-        print(f"    {ratios[who]:.3f} times plain: {who}")
-    return {"what": f"{name}, {count}", "speeds": medians, "ratios": ratios}
+        contestants["ours, mixed masks"] = asking(engine, without, tokens)
 
+    def prompts(turn: int) -> list[list[int]]:
+        # New ones each time: both keep beginnings, which is not what is measured.
+        return [list(row) for row in torch.randint(2, 300, (count, length)).tolist()]
 
-def ours(engine: VllmEngine, sets: list[tuple[int, ...]]) -> Contestant:
-    async def read(job: Job) -> None:
-        steps = [item async for item in engine.submit(job)]
-        assert len(steps) == job.max_tokens + 1, steps[-1]
-
-    def run(prompts: Prompts, tokens: int) -> float:
-        async def everybody() -> float:
-            jobs = [
-                Job(tuple(prompt), sets[n % len(sets)], "", tokens, 0.0, 1.0, 0, frozenset(), 0)
-                for n, prompt in enumerate(prompts)
-            ]
-            begun = time.perf_counter()
-            await asyncio.gather(*(read(job) for job in jobs))
-            return time.perf_counter() - begun
-
-        return asyncio.run(everybody())
-
-    return run
+    speeds = race(contestants, options.rounds, prompts)
+    middle = medians(speeds)
+    print(f"  {name} prompts, {count} at once: plain {middle['plain vLLM']:,.0f} tokens/s")
+    ratios = {who: quotient(values, speeds["plain vLLM"]) for who, values in speeds.items()}
+    for who, ratio in ratios.items():
+        print(f"    {ratio:.3f} times plain: {who}")
+    return {"what": f"{name}, {count}", "speeds": middle, "ratios": ratios}
 
 
 class Plain:
@@ -134,8 +103,10 @@ class Plain:
         self._popen = subprocess.Popen([str(PYTHON), str(code)], text=True, **pipes)
         self._ask({"model": str(model), "args": args})
 
-    def run(self, prompts: Prompts, tokens: int) -> float:
-        return float(self._ask({"prompts": prompts, "tokens": tokens}))
+    def run(self, prompts: list[list[int]], tokens: int) -> float:
+        """New tokens a second."""
+        seconds = float(self._ask({"prompts": prompts, "tokens": tokens}))
+        return len(prompts) * tokens / seconds
 
     def close(self) -> None:
         self._popen.stdin.close()  # type: ignore[union-attr]
