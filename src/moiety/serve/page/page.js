@@ -4,14 +4,20 @@
 const panes = [new Pane("A", byId("panes"), true), new Pane("B", byId("panes"), false)];
 
 async function open() {
-  byId("problem").hidden = true;
-  byId("inside").ariaBusy = "true";
-  try {
+  await attempt(async () => {
     await tellRoster();
     byId("key-part").hidden = true;
     byId("inside").hidden = byId("parts").hidden = false;
     byId("forget").hidden = !key;
     await tellUsage();
+  });
+}
+
+async function attempt(what) {
+  byId("problem").hidden = true;
+  byId("inside").ariaBusy = "true";
+  try {
+    await what();
   } catch (error) {
     complain(error);
   }
@@ -120,8 +126,9 @@ byId("ask").addEventListener("submit", (event) => {
 byId("stop").addEventListener("click", stop);
 byId("forget").addEventListener("click", forget);
 byId("purpose").addEventListener("change", open);
-byId("measure").addEventListener("change", open);
-byId("hours").addEventListener("change", open);
+for (const name of ["measure", "hours"]) {
+  byId(name).addEventListener("change", () => attempt(tellUsage));
+}
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   takeKey(byId("key").value, byId("keep").checked);

@@ -9,6 +9,7 @@ const LABEL_WIDTH = 64;
 async function tellUsage() {
   const hours = Number(byId("hours").value);
   const { data } = await get(`/v1/usage?hours=${hours}`);
+  if (hours !== Number(byId("hours").value)) return; // asked for others meanwhile
   const step = hours > 168 ? 24 * HOUR : HOUR;
   const bars = barsOf(data, hours, step, byId("measure").value);
   const names = [...new Set(data.map((row) => row.expert))].sort(inOrder);
