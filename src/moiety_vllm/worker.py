@@ -22,10 +22,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
 """To be raised with every change to the lines."""
+
+CPU_WIDTH = 32
+"""What widths are multiples of where experts are computed on a processor."""
 
 PROBE = "probe"
 WATCH_SECONDS = 1.0
@@ -98,6 +102,7 @@ async def _open(start: Message) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    _check_shape(Path(start["model"]))
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=start["model"],
@@ -117,6 +122,28 @@ async def _open(start: Message) -> Any:
         if problem:
             raise RuntimeError(problem)
     return engine
+
+
+def _check_shape(model: Path) -> None:
+    """On a processor vLLM computes with some shapes only, and says so late and in other words.
+
+    Raises:
+        ValueError: heads or a width that it does not compute with.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    if not current_platform.is_cpu():
+        return
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if width // heads not in sizes or width % CPU_WIDTH:
+        raise ValueError(
+            f"on a processor vLLM takes heads of {', '.join(map(str, sizes))} and widths that are "
+            f"multiples of {CPU_WIDTH}; this model has heads of {width // heads} and, with "
+            f"evidence beside, a width of {width}"
+        )
 
 
 def _outputs(engine: Any, job: Message) -> Any:

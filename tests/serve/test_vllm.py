@@ -23,7 +23,7 @@ from tests.serve.asking import OWNERS, answers, ask, engine, read, tokens
 from tests.serve.conftest import settled
 from transformers import FlexOlmoForCausalLM
 
-from moiety.errors import ConfigError
+from moiety.errors import ConfigError, StateError
 from moiety.merge import exporting, load_release
 from moiety.serve.process import Process, Start
 
@@ -206,6 +206,13 @@ def test_a_forbidden_expert_is_never_multiplied_with(release, tmp_path):
     reasons = {row[0]: row[2] for row in rows if row[2] is not None}
     assert made == {1: 8, 2: 0}
     assert reasons == {1: "length", 2: "failed"}
+
+
+def test_a_shape_that_it_does_not_compute_with_is_named(tmp_path):
+    odd = tiny.make_world(tmp_path, {"amy": None}, **vllms.SHAPE | {"hidden_size": 192})
+    with pytest.raises(StateError, match="heads of 48 and, with evidence") as caught:
+        vllms.start(odd.release("amy"))
+    assert "--engine local" in caught.value.remedy
 
 
 @pytest.fixture

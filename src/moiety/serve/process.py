@@ -37,6 +37,7 @@ END_SECONDS = 10.0
 
 Message = dict[str, Any]
 MAKE = "make vllm makes an environment for it; see docs/guides/vllm.md"
+COMES_UP = "see 'When something breaks' in docs/guides/vllm.md, or serve it with --engine local"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Process:
         LOG.error("%s\n%s", told, "\n".join(self._last))
         if "No module named" in told:
             raise ConfigError(told, remedy=MAKE)
-        raise StateError(told)
+        raise StateError(told, remedy=COMES_UP)
 
     def _read(self) -> None:
         """Hands lines over until there are none, or one that is none."""
