@@ -50,6 +50,7 @@ def fitting(run: Path, report: audits.AuditReport | None = None, **changes: Any)
     """A report, passing unless said otherwise, that fits the run."""
     paper = papers.read_paper(papers.RunPaper, run / "run.json")
     right = {
+        "subject": "run",
         "owner": paper.owner,
         "anchor": paper.anchor,
         "promise": paper.privacy,
@@ -87,6 +88,8 @@ def test_a_fresh_passing_report_of_these_tensors_will_do(home: Path, run: Path, 
         ({"anchor": "0" * 64}, StateError, "of another anchor"),
         ({"expert": "0" * 64}, StateError, "of another expert's tensors"),
         ({"promise": made.PROMISE}, StateError, "of another promise of privacy"),
+        ({"subject": "bundle"}, StateError, "of a bundle, where nobody can tell"),
+        ({"subject": "release"}, StateError, "of a release, where nobody can tell"),
         ({"made": "2001-01-01T00:00:00Z"}, StateError, "older than the 30 days"),
         ({"made": "2999-01-01T00:00:00Z"}, StateError, "made in the future"),
     ],

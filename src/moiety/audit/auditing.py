@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from moiety.audit.extraction import (
     extract,
     extraction_of,
 )
+from moiety.audit.given import Flags, kept_aside, survey
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
@@ -51,9 +53,10 @@ Watch = Callable[[str, int, int], None]
 class AuditPlan:
     """What to audit, against which text, and how hard to look.
 
-    ``members`` is text the expert was trained on, ``nonmembers`` like text that it was not. What a
-    run kept aside of ``members`` is never counted among them, and compared with them where there is
-    no other text. ``owner`` says whose expert of a release is meant.
+    ``members`` is text the expert was trained on, of a run the very text that it was given;
+    ``nonmembers`` is like text that it was not trained on. What a run kept aside of ``members`` is
+    never counted among them, and compared with them where there is no other text. ``owner`` says
+    whose expert of a release is meant.
     """
 
     subject: Path
@@ -132,12 +135,13 @@ class _Attack:
         loaded, self.separator = load_tokenizer(subject.release)
         self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
         self._check_text()
+        self._planted = self._open_canaries()
+        self._aside = self._kept_aside()
         mixture = load_release(subject.release, device=plan.device)
         self.views = views_of(mixture, subject.owner, strict=subject.strict)
         self.member_tokens = min(MEMBER_TOKENS, mixture.backbone.config.max_position_embeddings)
         self.how = ExtractionSettings(samples=plan.samples, seed=plan.seed)
         self._watch, self._done = watch, 0
-        self._planted = self._open_canaries()
         attacks = 2 if self._planted is None else 3
         self._parts = attacks * len(self.views) + int(plan.control)
         tokens = self.how.prefix_tokens + plan.continuation_tokens
@@ -242,16 +246,16 @@ class _Attack:
 
     def _check_text(self) -> None:
         """Before anything is computed: there must be text of both kinds, split as it was."""
-        aside = self.subject.kept_aside
-        if aside is None:
+        own = self.subject.text
+        if own is None or own.heldout is None:
             if self.plan.nonmembers is None:
                 raise ConfigError(
                     "no text to compare with",
                     where="--heldout",
                     remedy="name like text that the expert was not trained on",
                 )
-        elif self.plan.members.record_key != aside.record_key:
-            told = f"give {aside.record_key}" if aside.record_key else "leave it"
+        elif self.plan.members.record_key != own.record_key:
+            told = f"give {own.record_key}" if own.record_key else "leave it"
             raise ConfigError(
                 "the run told records apart by another key", where="--record-key", remedy=told
             )
@@ -269,16 +273,30 @@ class _Attack:
                 remedy="name text that the expert was not trained on",
             )
 
+    def _kept_aside(self) -> Flags:
+        """Which documents of the text that was given were not trained on, as far as anybody knows.
+
+        Of a bundle and of a release nobody knows: their owner's word must do.
+        """
+        given = survey(self.plan.members.documents(Skipped()), self.encoder)
+        if self.subject.text is None:
+            return np.zeros(given.size, dtype=np.bool_)
+        aside = kept_aside(given, self.subject.text, self._planted, self.encoder)
+        if self.plan.nonmembers is None and not aside.any():
+            raise ConfigError(
+                "all that the run kept aside was trained on too, in other records",
+                where="--heldout",
+                remedy="name like text that the expert was not trained on",
+            )
+        return aside
+
     def _members(self) -> Iterator[tokenizer.Document]:
-        aside = self.subject.kept_aside
-        fraction = None if aside is None else aside.fraction
-        return self.plan.members.part(Skipped(), fraction, heldout=False)
+        return compress(self.plan.members.documents(Skipped()), ~self._aside)
 
     def _outsiders(self) -> Iterator[tokenizer.Document]:
         if self.plan.nonmembers is not None:
             return self.plan.nonmembers.documents(Skipped())
-        assert self.subject.kept_aside is not None  # _check_text
-        return self.plan.members.part(Skipped(), self.subject.kept_aside.fraction, heldout=True)
+        return compress(self.plan.members.documents(Skipped()), self._aside)
 
     def _open_canaries(self) -> papers.Canaries | None:
         if self.subject.kind == "run" and self.plan.canaries is not None:

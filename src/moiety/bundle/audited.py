@@ -46,7 +46,8 @@ class RequiredAudit:
         """Raises unless this is a fresh passing audit of exactly this run's expert.
 
         Raises:
-            StateError: it is about something else, or not of these days.
+            StateError: it is about something else, of text that nobody compared with the run's, or
+                not of these days.
             PolicyError: the audit did not pass.
         """
         report = self.report
@@ -59,6 +60,13 @@ class RequiredAudit:
         for name, told, real in facts:
             if told != real:
                 raise StateError(f"the audit was of another {name}", where=self.path, remedy=_AGAIN)
+        if report.subject != "run":
+            raise StateError(
+                f"the audit was of a {report.subject}, where nobody can tell whether its text is "
+                "what the expert was trained on",
+                where=self.path,
+                remedy="audit the run, and name that report",
+            )
         self._check_fresh(now)
         self._check_verdict()
 

@@ -34,9 +34,6 @@ WORDS = 64
 CYCLE = 3
 """A canary says three words over and over: which word follows which is what can be remembered."""
 
-COPIES = 8
-"""Documents of a planted canary's record, all the same: a record that repeats itself tells more."""
-
 _COINS, _WORDS = 1, 2
 _WHOLE_WORD = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
 """How byte-level and SentencePiece vocabularies write a word behind a space."""
@@ -108,7 +105,7 @@ def rare_words(tokenizer: Tokenizer) -> list[str]:
 
 
 def planted_records(paper: papers.Canaries | None) -> tuple[tuple[str, str], ...]:
-    """What is trained on beside the owner's text: (record, text), ``COPIES`` times each canary.
+    """What is trained on beside the owner's text: (record, text), ``CANARY_COPIES`` times each.
 
     The text's own digest is in the name: no record of the owner's can bear it by accident.
     """
@@ -119,4 +116,4 @@ def planted_records(paper: papers.Canaries | None) -> tuple[tuple[str, str], ...
         for number, (text, planted) in enumerate(zip(paper.texts, paper.planted, strict=True))
         if planted
     ]
-    return tuple(once * COPIES)
+    return tuple(once * papers.CANARY_COPIES)
