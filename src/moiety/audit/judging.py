@@ -19,9 +19,6 @@ from moiety.audit import sentences as say
 from moiety.audit.bounds import ceiling
 from moiety.bundle import audits, papers
 
-CONTROL_MIN_SHARE: Final = 0.5
-"""Of a model overfitted on purpose, a working attack gets back at least this share."""
-
 _TAIL: Final = "membership-tail"
 _Z_SQUARED: Final = 1.96**2
 _ORDER: Final[tuple[audits.Verdict, ...]] = ("pass", "warn", "fail")
@@ -400,8 +397,10 @@ def _control(here: audits.Extraction | None) -> audits.Judgement:
         f"From a model overfitted on purpose the attack gets back {say.percent(share.value)} of "
         f"{here.documents:,} documents {say.interval(share, say.percent)}"
     )
-    if share.value < CONTROL_MIN_SHARE:
-        rule = f"under {say.percent(CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+    if share.value < audits.CONTROL_MIN_SHARE:
+        rule = (
+            f"under {say.percent(audits.CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+        )
         return _judgement("control", "control", share, "warn", f"{reason}, {rule}.")
     return _judgement("control", "control", share, "pass", f"{reason}: the attack works.")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from moiety.bundle.audits import (
     AUDIT_MAX_BYTES,
     WITH_THE_EXPERT,
@@ -17,9 +19,9 @@ from moiety.bundle.audits import (
     View,
     expert_digest,
 )
-from moiety.bundle.papers import RunPaper, paper_bytes, parse_paper
+from moiety.bundle.papers import RunPaper, first_problem, paper_bytes, parse_paper
 from moiety.bundle.summary import DECIMALS, AuditSummary
-from moiety.errors import PolicyError, StateError
+from moiety.errors import FormatError, PolicyError, StateError
 from moiety.files import digest_bytes, read_limited
 
 REPORT = "report.json"
@@ -103,7 +105,11 @@ class RequiredAudit:
         )
 
     def summary(self) -> AuditSummary | None:
-        """What the manifest tells of the report that was checked, where the owner wishes it."""
+        """What the manifest tells of the report that was checked, where the owner wishes it.
+
+        Raises:
+            FormatError: figures that no audit could have.
+        """
         if not self.demand.show:
             return None
         report = self.report
@@ -116,17 +122,28 @@ class RequiredAudit:
         epsilon = {view: found.epsilon_low for view, found in report.canaries.items()}
         extracted_share, extracted_anchor = _beside_the_anchor(extracted)
         auc_value, auc_anchor = _beside_the_anchor(auc)
-        return AuditSummary(
-            verdict="pass" if report.verdict == "pass" else "warn",
-            made=report.made,
-            report=digest_bytes(self._data),
-            policy=digest_bytes(paper_bytes(report.policy)),
-            extracted=extracted_share,
-            extracted_anchor=extracted_anchor,
-            auc=auc_value,
-            auc_anchor=auc_anchor,
-            epsilon_low=_strongest(epsilon),
-        )
+        try:
+            return AuditSummary(
+                verdict="pass" if report.verdict == "pass" else "warn",
+                made=report.made,
+                report=digest_bytes(self._data),
+                policy=digest_bytes(paper_bytes(report.policy)),
+                control=report.control,
+                documents=None
+                if extracted_share is None
+                else report.extraction["anchor"].documents,
+                extracted=extracted_share,
+                extracted_anchor=extracted_anchor,
+                auc=auc_value,
+                auc_anchor=auc_anchor,
+                epsilon_low=_strongest(epsilon),
+            )
+        except ValidationError as error:
+            raise FormatError(
+                f"a report that contradicts itself: {first_problem(error)}",
+                where=self.path,
+                remedy=_AGAIN,
+            ) from None
 
 
 def _beside_the_anchor(values: Mapping[View, float]) -> tuple[float | None, float | None]:

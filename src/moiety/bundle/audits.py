@@ -23,13 +23,16 @@ from pydantic import Field, model_validator
 
 from moiety.bundle import papers
 from moiety.bundle.papers import Count, Digest, Paper, UtcTime, Version
-from moiety.bundle.summary import EPSILON_MAX
+from moiety.bundle.summary import EPSILON_MAX, Control
 from moiety.files import canonical_json, digest_bytes
 
 AUDIT_MAX_BYTES: Final = 8 * 2**20
 """A report of all views and attacks with full curves takes under half of one."""
 
 View = Literal["anchor", "expert", "pair", "release", "withdrawn", "control"]
+CONTROL_MIN_SHARE: Final = 0.5
+"""Of a model overfitted on purpose, a working attack gets back at least this share."""
+
 VIEWS: Final[tuple[View, ...]] = ("anchor", "expert", "pair", "release", "withdrawn", "control")
 WITH_THE_EXPERT: Final[tuple[View, ...]] = ("expert", "pair", "release")
 """The views through which an owner's expert speaks."""
@@ -210,6 +213,14 @@ class AuditReport(Paper):
     made: UtcTime
     seconds: float
     versions: dict[str, Version]
+
+    @property
+    def control(self) -> Control:
+        """Whether the extraction attack works where there is something to find."""
+        found = self.extraction.get("control")
+        if found is None:
+            return "skipped"
+        return "worked" if found.extracted.value >= CONTROL_MIN_SHARE else "failed"
 
     @model_validator(mode="after")
     def _complete(self) -> AuditReport:
