@@ -102,7 +102,7 @@ def test_a_record_that_was_moved_to_the_empty_side_is_no_member(homes, tmp_path)
         attack = _Attack(plan, subject, None)
     lines = [json.loads(line) for line in text.read_text().splitlines()]
     nearest = min(names, key=_hashed)
-    assert attack._aside.tolist() == [line[runs.KEY] == nearest for line in lines]
+    assert attack.text.aside.tolist() == [line[runs.KEY] == nearest for line in lines]
 
 
 def _hashed(name: str) -> float:
@@ -123,3 +123,29 @@ def test_what_was_kept_aside_and_trained_on_too_is_no_stranger(homes, tmp_path):
     run = runs.train(tmp_path, homes.anchor, text, "dan")
     plan = runs.plan(run, text, homes.anchor)
     refused(ConfigError, "all that the run kept aside was trained on too", "not trained on", plan)
+
+
+def test_strangers_are_compared_with_every_member_not_with_those_drawn(homes, tmp_path):
+    """The same text under other records' names: of 4 drawn of 80 hardly one is drawn twice."""
+    lines = [json.loads(line) for line in homes.text("amy").read_text().splitlines()]
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(
+        "".join(json.dumps(line | {runs.KEY: f"x{n}"}) + "\n" for n, line in enumerate(lines))
+    )
+    for subject in ("amy.run", "amy.expert"):
+        plan = runs.plan(homes.folder / subject, homes.text("amy"), homes.anchor, num_members=4)
+        plan = dataclasses.replace(plan, nonmembers=runs.notes(renamed))
+        refused(ConfigError, "of 80 documents that are to be strangers", "not trained on", plan)
+
+
+def test_so_are_strangers_of_whom_few_were_drawn(homes, tmp_path):
+    """One stranger of 200 new notes hides among the text 20 of the members' own."""
+    known = [json.loads(line) for line in homes.text("amy").read_text().splitlines()][:20]
+    known = [line | {runs.KEY: f"x{n}"} for n, line in enumerate(known)]
+    new = runs.write_notes(tmp_path / "new.jsonl", seed=7, documents=200, patients=1)
+    with new.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in known))
+    plan = runs.plan(homes.bundle("amy"), homes.text("amy"), homes.anchor, num_members=11)
+    plan = dataclasses.replace(plan, nonmembers=runs.notes(new))
+    # Of the documents 9 % are members, under what may be; of the 21 records all but one.
+    refused(ConfigError, "of 21 documents that are to be strangers", "not trained on", plan)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +20,7 @@ from moiety.audit.extraction import (
     extract,
     extraction_of,
 )
-from moiety.audit.given import Flags, kept_aside, survey
+from moiety.audit.given import GivenText, check_kinds
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
@@ -29,7 +28,7 @@ from moiety.audit.records import choose_documents, choose_passages
 from moiety.audit.subjects import Subject, open_subject
 from moiety.audit.views import Watched, views_of
 from moiety.bundle import audits, orders, papers
-from moiety.data import Skipped, Sources, load_tokenizer, tokenizer
+from moiety.data import Sources, load_tokenizer, tokenizer
 from moiety.errors import ConfigError, PolicyError
 from moiety.merge import load_release
 
@@ -38,9 +37,6 @@ MEMBER_TOKENS: Final = 256
 
 CONTROL_DOCUMENTS: Final = 32
 """A control learns so many of the attacked documents: enough to see the attack work."""
-
-SHARED_MAX: Final = 0.1
-"""So much of the strangers' text may be the members' too."""
 
 _DELTA: Final = 1e-5
 """What a bound on epsilon allows for where no delta was promised."""
@@ -134,19 +130,26 @@ class _Attack:
         self.plan, self.subject = plan, subject
         loaded, self.separator = load_tokenizer(subject.release)
         self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
-        self._check_text()
+        check_kinds(plan.members, plan.nonmembers, subject.text)
         self._planted = self._open_canaries()
-        self._aside = self._kept_aside()
         mixture = load_release(subject.release, device=plan.device)
         self.views = views_of(mixture, subject.owner, strict=subject.strict)
         self.member_tokens = min(MEMBER_TOKENS, mixture.backbone.config.max_position_embeddings)
+        self.text = GivenText(
+            plan.members,
+            plan.nonmembers,
+            subject.text,
+            self._planted,
+            self.encoder,
+            tokens=self.member_tokens,
+        )
         self.how = ExtractionSettings(samples=plan.samples, seed=plan.seed)
         self._watch, self._done = watch, 0
         attacks = 2 if self._planted is None else 3
         self._parts = attacks * len(self.views) + int(plan.control)
         tokens = self.how.prefix_tokens + plan.continuation_tokens
         self.documents = choose_documents(
-            self._members(), self.encoder, count=plan.documents, tokens=tokens, seed=plan.seed
+            self.text.members(), self.encoder, count=plan.documents, tokens=tokens, seed=plan.seed
         ).tokens
         passages = partial(
             choose_passages,
@@ -155,10 +158,10 @@ class _Attack:
             tokens=self.member_tokens,
             seed=plan.seed,
         )
-        self.members = passages(self._members(), count=plan.num_members)
+        self.members = passages(self.text.members(), count=plan.num_members)
         # Twice as many: it is strangers who say how rare a false alarm is.
-        self.outsiders = passages(self._outsiders(), count=2 * plan.num_members)
-        self._check_apart()
+        self.outsiders = passages(self.text.outsiders(), count=2 * plan.num_members)
+        self.text.check_apart(self.outsiders)
 
     def settings(self) -> audits.AuditSettings:
         """How hard was looked, in the end."""
@@ -243,60 +246,6 @@ class _Attack:
         self._done += 1
         same = anchor.first(len(documents))
         return {"control": extraction_of(results, same, self.plan.seed)}
-
-    def _check_text(self) -> None:
-        """Before anything is computed: there must be text of both kinds, split as it was."""
-        own = self.subject.text
-        if own is None or own.heldout is None:
-            if self.plan.nonmembers is None:
-                raise ConfigError(
-                    "no text to compare with",
-                    where="--heldout",
-                    remedy="name like text that the expert was not trained on",
-                )
-        elif self.plan.members.record_key != own.record_key:
-            told = f"give {own.record_key}" if own.record_key else "leave it"
-            raise ConfigError(
-                "the run told records apart by another key", where="--record-key", remedy=told
-            )
-
-    def _check_apart(self) -> None:
-        """Texts on both sides make an attack look harmless that tells them apart."""
-        known = {passage.text for passage in self.members}
-        shared = sum(passage.text in known for passage in self.outsiders)
-        # Real text repeats itself; one file named twice, or cut at lines, does so all over.
-        if shared > len(self.outsiders) * SHARED_MAX:
-            raise ConfigError(
-                f"{shared} of {len(self.outsiders)} documents that are to be strangers are also "
-                "among what was trained on",
-                where="--heldout",
-                remedy="name text that the expert was not trained on",
-            )
-
-    def _kept_aside(self) -> Flags:
-        """Which documents of the text that was given were not trained on, as far as anybody knows.
-
-        Of a bundle and of a release nobody knows: their owner's word must do.
-        """
-        given = survey(self.plan.members.documents(Skipped()), self.encoder)
-        if self.subject.text is None:
-            return np.zeros(given.size, dtype=np.bool_)
-        aside = kept_aside(given, self.subject.text, self._planted, self.encoder)
-        if self.plan.nonmembers is None and not aside.any():
-            raise ConfigError(
-                "all that the run kept aside was trained on too, in other records",
-                where="--heldout",
-                remedy="name like text that the expert was not trained on",
-            )
-        return aside
-
-    def _members(self) -> Iterator[tokenizer.Document]:
-        return compress(self.plan.members.documents(Skipped()), ~self._aside)
-
-    def _outsiders(self) -> Iterator[tokenizer.Document]:
-        if self.plan.nonmembers is not None:
-            return self.plan.nonmembers.documents(Skipped())
-        return compress(self.plan.members.documents(Skipped()), self._aside)
 
     def _open_canaries(self) -> papers.Canaries | None:
         if self.subject.kind == "run" and self.plan.canaries is not None:
