@@ -413,3 +413,14 @@ def test_a_promise_that_bounds_nothing_does_not_stand_for_canaries():
         found, _ = judge(without, RELEASE, promise(epsilon), POLICY)
         (told,) = [one for one in found if one.measure == "canaries"]
         assert told.verdict == verdict
+
+
+@pytest.mark.parametrize(("epsilon", "verdict"), [(10.0, "pass"), (10.1, "warn"), (170.0, "warn")])
+def test_nor_do_canaries_make_something_of_a_promise_that_bounds_nothing(epsilon, verdict):
+    found, worst = judge(clean(RELEASE), RELEASE, promise(epsilon), POLICY)
+    (told,) = [one for one in found if one.measure == "promise"]
+    assert (told.verdict, worst) == (verdict, verdict)
+    assert ("bounds practically nothing" in told.reason) == (verdict == "warn")
+    refuted = changed(clean(), "canaries", "pair", canaries(epsilon_low=epsilon + 0.1))
+    one = verdicts(refuted, promised=promise(epsilon), policy=LAX)["promise", "pair"]
+    assert one.verdict == "fail"

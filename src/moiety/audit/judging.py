@@ -281,6 +281,9 @@ def _promise(
         )
     elif here.epsilon_low > promise.epsilon:
         verdict, reason = "fail", f"The promise is false. {said}. {shown}."
+    elif promise.bounds_little:
+        verdict = "warn"
+        reason = f"{said}, which bounds practically nothing. {shown}, which is no contradiction."
     else:
         verdict, reason = "pass", f"{said}. {shown}, which is no contradiction."
     yield _judgement("promise", view, None, verdict, reason)
