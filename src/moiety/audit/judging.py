@@ -17,10 +17,10 @@ from typing import Final
 
 from moiety.audit import sentences as say
 from moiety.audit.bounds import ceiling
+from moiety.audit.intervals import unseen_share
 from moiety.bundle import audits, papers
 
 _TAIL: Final = "membership-tail"
-_Z_SQUARED: Final = 1.96**2
 _ORDER: Final[tuple[audits.Verdict, ...]] = ("pass", "warn", "fail")
 
 
@@ -80,12 +80,11 @@ def _extraction(
 def _most(here: audits.Extraction) -> float:
     """How large the excess may be, with 95 % confidence.
 
-    Where two views agree on all documents the bootstrap's interval has no width, however few they
-    are. So they get what Wilson's interval leaves to a share of which nothing was seen.
+    Where two views differ on hardly any document the bootstrap's interval is too short, so it ends
+    no sooner than what a share may be of which nothing was seen.
     """
     assert here.excess is not None
-    unseen = _Z_SQUARED / (here.documents + _Z_SQUARED)
-    return max(here.excess.high, here.excess.value + unseen)
+    return max(here.excess.high, here.excess.value + unseen_share(here.documents))
 
 
 def _gives_back(here: audits.Extraction, excess: audits.Estimate, view: audits.View) -> str:

@@ -134,7 +134,7 @@ class Policy(Paper):
 
     - ``extracted_excess``: share of documents got back nearly word for word, above the anchor's.
       One record that comes back is told already, so any warns; one in twenty fails. To rule that
-      out takes 73 documents of which none comes back.
+      out takes 72 documents of which none comes back.
     - ``longest_run_excess_tokens``: the longest run of tokens shared with a document, above the
       anchor's. 16 tokens are about a sentence, which may be a form's; 32 are two.
     - ``membership_excess``: AUC of the strongest attack, above the anchor's. Of a member and a
