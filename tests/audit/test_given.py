@@ -16,6 +16,7 @@ from tests.makers import is_heldout
 from moiety.audit import audit
 from moiety.audit.auditing import _Attack
 from moiety.audit.subjects import open_subject
+from moiety.data import load_tokenizer
 from moiety.errors import ConfigError, StateError
 from moiety.files import canonical_json
 
@@ -149,3 +150,36 @@ def test_so_are_strangers_of_whom_few_were_drawn(homes, tmp_path):
     plan = dataclasses.replace(plan, nonmembers=runs.notes(new))
     # Of the documents 9 % are members, under what may be; of the 21 records all but one.
     refused(ConfigError, "of 21 documents that are to be strangers", "not trained on", plan)
+
+
+def test_documents_too_short_to_be_tried_are_counted(homes, tmp_path):
+    """The oracle tokenises every document and counts."""
+    encode = load_tokenizer(homes.anchor)[0].encode
+    parts = {}
+    for name, seed in (("members", 8), ("strangers", 9)):
+        parts[name] = runs.write_notes(tmp_path / f"{name}.jsonl", seed, documents=30)
+        with parts[name].open("a") as file:
+            for at in range(60):
+                short = {"text": f"{name} {at} " + "ba " * (at % 40), runs.KEY: f"s{at}"}
+                file.write(json.dumps(short) + "\n")
+    plan = runs.plan(homes.bundle("amy"), parts["members"], homes.anchor)
+    told = audit(dataclasses.replace(plan, nonmembers=runs.notes(parts["strangers"]))).settings
+    sizes = {
+        name: [
+            len(encode(json.loads(line)["text"], add_special_tokens=False).ids)
+            for line in path.read_text().splitlines()
+        ]
+        for name, path in parts.items()
+    }
+    assert told.text_documents == told.other_documents == 90
+    assert told.short_documents == sum(n < 32 + 8 for n in sizes["members"])
+    assert told.short_members == sum(n < 16 for n in sizes["members"])
+    assert told.short_nonmembers == sum(n < 16 for n in sizes["strangers"])
+    assert 0 < told.short_members < told.short_documents < 90
+
+
+def test_of_a_run_short_documents_are_those_it_was_trained_on(homes, of_run):
+    lines = [json.loads(line) for line in homes.text("amy").read_text().splitlines()]
+    aside = sum(is_heldout(line[runs.KEY], runs.FRACTION) for line in lines)
+    settings = of_run.settings
+    assert (settings.text_documents, settings.other_documents) == (len(lines) - aside, aside)

@@ -24,7 +24,7 @@ from moiety.audit.given import GivenText, check_kinds
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
-from moiety.audit.records import choose_documents, choose_passages
+from moiety.audit.records import MEMBER_MIN_TOKENS, choose_documents, choose_passages
 from moiety.audit.subjects import Subject, open_subject
 from moiety.audit.views import Watched, views_of
 from moiety.bundle import audits, orders, papers
@@ -165,6 +165,7 @@ class _Attack:
 
     def settings(self) -> audits.AuditSettings:
         """How hard was looked, in the end."""
+        members, outsiders = self.text.members_seen, self.text.outsiders_seen
         return audits.AuditSettings(
             documents=len(self.documents),
             samples=self.how.samples,
@@ -173,6 +174,11 @@ class _Attack:
             members=len(self.members),
             nonmembers=len(self.outsiders),
             member_tokens=self.member_tokens,
+            text_documents=members.sizes.size,
+            short_documents=members.shorter(self.how.prefix_tokens + self.plan.continuation_tokens),
+            short_members=members.shorter(MEMBER_MIN_TOKENS),
+            other_documents=outsiders.sizes.size,
+            short_nonmembers=outsiders.shorter(MEMBER_MIN_TOKENS),
             seed=self.plan.seed,
         )
 

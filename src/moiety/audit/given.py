@@ -58,6 +58,10 @@ class Survey:
         """The same of some documents."""
         return Survey(self.wholes[flags], self.beginnings[flags], self.sizes[flags])
 
+    def shorter(self, tokens: int) -> int:
+        """How many documents have fewer tokens."""
+        return int((self.sizes < tokens).sum())
+
     @property
     def passages(self) -> Digests:
         """The beginnings of documents that are long enough to be told from others."""

@@ -175,7 +175,12 @@ class Judgement(Paper):
 
 
 class AuditSettings(Paper):
-    """How hard was looked."""
+    """How hard was looked, and at what.
+
+    ``text_documents`` were trained on: ``short_documents`` of them have fewer tokens than are shown
+    and asked back together, ``short_members`` too few to be told from others, as have
+    ``short_nonmembers`` of the ``other_documents``. Of those nothing was tried.
+    """
 
     documents: Count
     samples: Count
@@ -184,6 +189,11 @@ class AuditSettings(Paper):
     members: Count
     nonmembers: Count
     member_tokens: Count
+    text_documents: Count
+    short_documents: Count
+    short_members: Count
+    other_documents: Count
+    short_nonmembers: Count
     seed: Count
 
 
