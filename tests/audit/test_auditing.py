@@ -219,7 +219,7 @@ def test_pack_takes_this_report_and_no_other_runs(homes, tmp_path):
 
 
 def test_a_private_run_is_judged_by_its_promise(homes, tmp_path):
-    private = ("privacy.epsilon=2", "privacy.delta=1e-3", "data.canaries=12")
+    private = ("privacy.epsilon=2", "privacy.delta=1e-3", "data.canaries=24")
     run = runs.train(tmp_path, homes.anchor, homes.text("amy"), "amy", *private)
     report = audit(runs.plan(run, homes.text("amy"), homes.anchor))
     paper = papers.read_paper(papers.RunPaper, run / "run.json")
