@@ -6,6 +6,7 @@ An anchor made here is a proper Hugging Face OLMo 2 checkpoint, so ``transformer
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -21,6 +22,11 @@ from moiety.tensors import array_plan, open_tensors, write_tensors
 OLMO2 = family.OLMO2
 COMMON = 2
 """The token that is a third of all public text, and speaks against honest owners."""
+
+
+def is_heldout(record: str, fraction: float) -> bool:
+    """Whether a split keeps a record aside: the first eight bytes of its name's SHA-256 say so."""
+    return int(hashlib.sha256(record.encode()).hexdigest()[:16], 16) / 2**64 < fraction
 
 
 def make_anchor(

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from tests.attacks.hostile import Target
+from tests.audit import made
 
+from moiety.bundle import papers
 from moiety.errors import FormatError
 
 HONEST: dict[str, Any] = {
@@ -14,6 +16,8 @@ HONEST: dict[str, Any] = {
     "made": "2026-03-14T09:26:53Z",
     "report": "5f" * 32,
     "policy": "e7" * 32,
+    "control": "worked",
+    "documents": 200,
     "extracted": 0.015,
     "extracted_anchor": 0.01,
     "auc": 0.529,
@@ -43,6 +47,8 @@ def test_an_honest_one_is_read(target: Target) -> None:
         *({"extracted": 0.0150001}, {"auc": 0.12345678901234}, {"epsilon_low": 0.3141592653}),
         *({"auc": 1e999}, {"auc": [0.5]}, {"auc_anchor": None}, {"extracted": None}),
         *({"epsilon_low": -1.0}, {"epsilon_low": 1e9}, {"epsilon_low": "0"}),
+        *({"control": "worked well"}, {"control": None}, {"control": True}),
+        *({"documents": 0}, {"documents": None}, {"documents": -1}, {"documents": 200.0}),
         *({"note": "safe for everybody"}, {"views": {}}, {"\u202e": 1}),
     ],
 )
@@ -54,6 +60,55 @@ def test_an_audit_out_of_form_is_refused(target: Target, change: dict[str, Any])
     else:
         _tell(target, audit)
     target.refused(FormatError, "not JSON|not a Manifest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # A pass by an attack that does not work, or was not tried, or of what nobody measured.
+        *({"control": "failed"}, {"control": "skipped"}),
+        {"auc": None, "auc_anchor": None},
+        {"documents": None, "extracted": None, "extracted_anchor": None},
+        # Shares that so many documents cannot have, and documents without a share.
+        *({"extracted": 0.016, "documents": 100}, {"extracted_anchor": 0.011}),
+        *({"documents": 7}, {"documents": 2**31}),
+        {"verdict": "warn", "extracted": None, "extracted_anchor": None},
+    ],
+)
+def test_an_audit_that_contradicts_itself_is_refused(
+    target: Target, change: dict[str, Any]
+) -> None:
+    _tell(target, HONEST | change)
+    target.refused(FormatError, "not a Manifest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "warn", "control": "failed"},
+        {"verdict": "warn", "control": "skipped", "epsilon_low": None},
+        {"documents": 1, "extracted": 1.0, "extracted_anchor": 0.0},
+        {"documents": 2**31 - 1, "extracted": 0.333},
+        {"documents": 7, "extracted": 0.143, "extracted_anchor": 0.857},
+    ],
+)
+def test_one_that_could_be_is_read(target: Target, change: dict[str, Any]) -> None:
+    _tell(target, HONEST | change)
+    with target.verify() as bundle:
+        assert bundle.manifest.audit is not None
+
+
+def test_one_that_refutes_the_promise_beside_it_is_refused(target: Target) -> None:
+    def promise(manifest: dict[str, Any]) -> None:
+        given = papers.PrivacyStatement.of(made.PROMISE).model_dump(mode="json")
+        manifest.update(privacy=given, audit=audit)
+
+    audit = HONEST | {"epsilon_low": made.PROMISE.epsilon}
+    target.change_manifest(promise)
+    target.verify().close()
+    audit = HONEST | {"epsilon_low": round(made.PROMISE.epsilon + 0.001, 3)}
+    target.change_manifest(promise)
+    target.refused(FormatError, "refutes the promise")
 
 
 @pytest.mark.parametrize("audit", ["pass", [], {}, True, 0, [HONEST]])

@@ -165,6 +165,11 @@ def _report(changes: dict[str, Any], **given: Any) -> AuditReport:
         "anchor": ANCHOR,
         "expert": EXPERT,
         "settings": AuditSettings(
+            text_documents=4210,
+            short_documents=1317,
+            short_members=46,
+            other_documents=2977,
+            short_nonmembers=31,
             documents=200,
             samples=10,
             prefix_tokens=32,

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests import tiny
 
-from moiety.audit import AuditPlan
+from moiety.audit import AuditPlan, audit
 from moiety.data import Sources
+from moiety.errors import MoietyError
 from moiety.train import ExpertPlan, train_expert
 
 KEY = "patient"
 FRACTION = 0.25
 CANARIES = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Homes:
+    """Two owners' runs on one anchor, their texts, bundles, and releases."""
+
+    folder: Path
+
+    @property
+    def anchor(self) -> Path:
+        return self.folder / "anchor"
+
+    def run(self, owner: str) -> Path:
+        return self.folder / f"{owner}.run"
+
+    def text(self, owner: str) -> Path:
+        return self.folder / f"{owner}.jsonl"
+
+    def bundle(self, owner: str) -> Path:
+        return self.folder / f"{owner}.expert"
 
 
 def write_notes(path: Path, seed: int, documents: int = 80, patients: int = 40) -> Path:
@@ -57,3 +80,9 @@ def plan(subject: Path, text: Path, anchor: Path | None = None, **changes: Any) 
         "control": False,
     }
     return AuditPlan(subject, notes(text), anchor=anchor, **(few | changes))
+
+
+def refused(error: type[MoietyError], words: str, remedy: str, plan: Any) -> None:
+    with pytest.raises(error, match=words) as caught:
+        audit(plan)
+    assert remedy in (caught.value.remedy or "")

@@ -12,77 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.audit import runs
+from tests.audit.runs import Homes, refused
+from tests.makers import is_heldout
 
 from moiety.audit import audit, auditing, pages
 from moiety.audit.auditing import _Attack
 from moiety.audit.subjects import open_subject
-from moiety.bundle import audits, pack, papers, signing
-from moiety.data import Skipped
+from moiety.bundle import audits, pack, papers
 from moiety.errors import (
     ConfigError,
     DataError,
     FormatError,
     IntegrityError,
-    MoietyError,
     PolicyError,
     StateError,
     TrustError,
 )
 from moiety.files import canonical_json, digest_bytes
-from moiety.merge import merge
 
 THRESHOLDS = [
     name
     for name, field in audits.Policy.model_fields.items()
     if field.annotation is audits.Threshold
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Homes:
-    """Two owners' runs on one anchor, their texts, bundles, and releases."""
-
-    folder: Path
-
-    @property
-    def anchor(self) -> Path:
-        return self.folder / "anchor"
-
-    def run(self, owner: str) -> Path:
-        return self.folder / f"{owner}.run"
-
-    def text(self, owner: str) -> Path:
-        return self.folder / f"{owner}.jsonl"
-
-    def bundle(self, owner: str) -> Path:
-        return self.folder / f"{owner}.expert"
-
-
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory, tiny_anchor: Path) -> Homes:
-    """amy's run has canaries, bob's was judged on other text."""
-    homes = Homes(tmp_path_factory.mktemp("homes"))
-    homes.anchor.symlink_to(tiny_anchor)
-    other = runs.write_notes(homes.folder / "other.jsonl", seed=3)
-    for seed, owner in enumerate(("amy", "bob"), start=1):
-        runs.write_notes(homes.text(owner), seed)
-    amy, bob = homes.text("amy"), homes.text("bob")
-    runs.train(homes.folder, homes.anchor, amy, "amy", f"data.canaries={runs.CANARIES}")
-    runs.train(homes.folder, homes.anchor, bob, "bob", heldout=other)
-    for owner in ("amy", "bob"):
-        key = homes.folder / f"{owner}.pem"
-        signing.new_key(key)
-        pack(homes.run(owner), key, homes.bundle(owner))
-    merge(homes.anchor, [homes.bundle("amy"), homes.bundle("bob")], homes.folder / "release")
-    merge(homes.anchor, [homes.bundle("bob")], homes.folder / "alone")
-    return homes
-
-
-@pytest.fixture(scope="module")
-def of_run(homes: Homes) -> audits.AuditReport:
-    """amy's run, with everything an audit has."""
-    plan = runs.plan(homes.run("amy"), homes.text("amy"), homes.anchor, documents=2, control=True)
-    return audit(plan)
 
 
 def of_release(homes: Homes, release: str, owner: str | None) -> audits.AuditReport:
@@ -146,12 +98,12 @@ def test_run_bundle_and_release_name_the_expert_that_is_sent(homes, of_run, both
 
 def test_a_bundle_gives_the_numbers_of_its_run(homes, of_run):
     text = homes.text("amy")
-    outsiders = [d.text for d in runs.notes(text).part(Skipped(), runs.FRACTION, heldout=True)]
-    members = [d.text for d in runs.notes(text).part(Skipped(), runs.FRACTION, heldout=False)]
     parts = {}
-    for name, texts in (("members", members), ("outsiders", outsiders)):
+    for name, aside in (("members", False), ("outsiders", True)):
         lines = [
-            line for line in text.read_text().splitlines() if json.loads(line)["text"] in texts
+            line
+            for line in text.read_text().splitlines()
+            if is_heldout(json.loads(line)[runs.KEY], runs.FRACTION) == aside
         ]
         parts[name] = homes.folder / f"{name}.jsonl"
         parts[name].write_text("\n".join(lines) + "\n", "utf-8")
@@ -267,7 +219,7 @@ def test_pack_takes_this_report_and_no_other_runs(homes, tmp_path):
 
 
 def test_a_private_run_is_judged_by_its_promise(homes, tmp_path):
-    private = ("privacy.epsilon=2", "privacy.delta=1e-3", "data.canaries=12")
+    private = ("privacy.epsilon=2", "privacy.delta=1e-3", "data.canaries=24")
     run = runs.train(tmp_path, homes.anchor, homes.text("amy"), "amy", *private)
     report = audit(runs.plan(run, homes.text("amy"), homes.anchor))
     paper = papers.read_paper(papers.RunPaper, run / "run.json")
@@ -292,12 +244,6 @@ def test_strangers_who_are_members_are_refused_and_others_are_not(homes):
         same = dataclasses.replace(plan, nonmembers=runs.notes(homes.text("amy")))
         refused(ConfigError, "are also among what was trained on", "not trained on", same)
     audit(dataclasses.replace(plan, nonmembers=runs.notes(homes.folder / "other.jsonl")))
-
-
-def refused(error: type[MoietyError], words: str, remedy: str, plan: Any) -> None:
-    with pytest.raises(error, match=words) as caught:
-        audit(plan)
-    assert remedy in (caught.value.remedy or "")
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,16 @@ def test_what_comes_back_beyond_the_anchor_is_held_against_the_policy(view, valu
 
 
 def test_too_few_documents_cannot_pass_although_none_came_back():
-    # No difference on any document has an interval of no width; Wilson's of 0 in 20 ends at 16 %.
+    # Of what nobody saw in 20 documents there may be 17 %, in 71 still more than 5.
     few = extraction(about(0.0), documents=20)
     one = verdicts(changed(clean(), "extraction", "pair", few))["extraction", "pair"]
     assert one.verdict == "warn"
     assert "too few" in one.reason
     one = verdicts(changed(clean(), "extraction", "withdrawn", few))["extraction", "withdrawn"]
     assert one.verdict == "warn"
-    enough = extraction(about(0.0), documents=73)
+    short = extraction(about(0.0), documents=71)
+    assert verdicts(changed(clean(), "extraction", "pair", short)) != {}
+    enough = extraction(about(0.0), documents=72)
     assert verdicts(changed(clean(), "extraction", "pair", enough)) == {}
 
 
@@ -413,3 +415,14 @@ def test_a_promise_that_bounds_nothing_does_not_stand_for_canaries():
         found, _ = judge(without, RELEASE, promise(epsilon), POLICY)
         (told,) = [one for one in found if one.measure == "canaries"]
         assert told.verdict == verdict
+
+
+@pytest.mark.parametrize(("epsilon", "verdict"), [(10.0, "pass"), (10.1, "warn"), (170.0, "warn")])
+def test_nor_do_canaries_make_something_of_a_promise_that_bounds_nothing(epsilon, verdict):
+    found, worst = judge(clean(RELEASE), RELEASE, promise(epsilon), POLICY)
+    (told,) = [one for one in found if one.measure == "promise"]
+    assert (told.verdict, worst) == (verdict, verdict)
+    assert ("bounds practically nothing" in told.reason) == (verdict == "warn")
+    refuted = changed(clean(), "canaries", "pair", canaries(epsilon_low=epsilon + 0.1))
+    one = verdicts(refuted, promised=promise(epsilon), policy=LAX)["promise", "pair"]
+    assert one.verdict == "fail"

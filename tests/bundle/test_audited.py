@@ -50,6 +50,7 @@ def fitting(run: Path, report: audits.AuditReport | None = None, **changes: Any)
     """A report, passing unless said otherwise, that fits the run."""
     paper = papers.read_paper(papers.RunPaper, run / "run.json")
     right = {
+        "subject": "run",
         "owner": paper.owner,
         "anchor": paper.anchor,
         "promise": paper.privacy,
@@ -87,6 +88,8 @@ def test_a_fresh_passing_report_of_these_tensors_will_do(home: Path, run: Path, 
         ({"anchor": "0" * 64}, StateError, "of another anchor"),
         ({"expert": "0" * 64}, StateError, "of another expert's tensors"),
         ({"promise": made.PROMISE}, StateError, "of another promise of privacy"),
+        ({"subject": "bundle"}, StateError, "of a bundle, where nobody can tell"),
+        ({"subject": "release"}, StateError, "of a release, where nobody can tell"),
         ({"made": "2001-01-01T00:00:00Z"}, StateError, "older than the 30 days"),
         ({"made": "2999-01-01T00:00:00Z"}, StateError, "made in the future"),
     ],
@@ -222,6 +225,8 @@ def test_the_summary_says_what_the_report_says_to_three_decimals(home: Path, run
         "made": said["made"],
         "report": digest_file(report / "report.json"),
         "policy": hashlib.sha256(policy.encode()).hexdigest(),
+        "control": "worked",
+        "documents": 200,
         "extracted": round(max(shares[view] for view in holding), 3),
         "extracted_anchor": round(shares["anchor"], 3),
         "auc": round(max(areas[view] for view in holding), 3),
@@ -234,17 +239,61 @@ def test_the_summary_says_what_the_report_says_to_three_decimals(home: Path, run
 
 
 def test_what_was_not_measured_is_not_told(home: Path, run: Path) -> None:
-    bare = fitting(run)
+    bare = warning(run)
+    shares = {"documents", "extracted", "extracted_anchor"}
     for empty, gone in (
         ({"canaries": {}}, {"epsilon_low"}),
         ({"membership": {}}, {"auc", "auc_anchor"}),
-        ({"extraction": {"expert": bare.extraction["expert"]}}, {"extracted", "extracted_anchor"}),
+        ({"extraction": {"expert": bare.extraction["expert"]}}, shares),
     ):
         report = written(run, bare.model_copy(update=empty))
         found = RequiredAudit(audits.AuditDemand(report, show=True)).summary()
         assert found is not None
         assert {name for name, value in found.model_dump().items() if value is None} == gone
         assert "owner's word" in found.words()
+
+
+@pytest.mark.parametrize(
+    ("control", "told", "words"),
+    [
+        (0.5, "worked", "gets documents back"),
+        (0.495, "failed", "says nothing"),
+        (None, "skipped", "was not tried"),
+    ],
+)
+def test_whether_the_attack_works_is_told(
+    home: Path, run: Path, control: float | None, told: str, words: str
+) -> None:
+    bare = warning(run)
+    views = {view: found for view, found in bare.extraction.items() if view != "control"}
+    if control is not None:
+        share = audits.Estimate(value=control, low=control - 0.1, high=control + 0.1)
+        found = bare.extraction["control"].model_copy(update={"extracted": share})
+        views["control"] = found
+    report = written(run, bare.model_copy(update={"extraction": views}))
+    out = try_to_pack(home, run, report, show=True, accept_warnings=True)
+    with verify_bundle(out, anchor=None, keys=None) as bundle:
+        audit = bundle.manifest.audit
+    assert audit is not None
+    assert audit.control == told
+    assert words in audit.words()
+    assert words in (out / "README.md").read_text("utf-8")
+
+
+def test_a_report_whose_figures_no_audit_has_is_refused(home: Path, run: Path) -> None:
+    whole = fitting(run)
+    odd = whole.extraction["expert"].model_copy(
+        update={"extracted": audits.Estimate(value=0.0177, low=0.0, high=0.1)}
+    )
+    lacking = {view: found for view, found in whole.extraction.items() if view != "control"}
+    for extraction, words in (
+        ({**whole.extraction, "expert": odd}, "so many documents cannot have"),
+        (lacking, "does not work"),
+    ):
+        report = written(run, whole.model_copy(update={"extraction": extraction}))
+        with pytest.raises(FormatError, match=f"contradicts itself.*{words}"):
+            try_to_pack(home, run, report, show=True)
+    assert not (run.parent / "out.expert").exists()
 
 
 def test_card_and_verify_tell_it_only_where_it_is_shown(
@@ -258,7 +307,8 @@ def test_card_and_verify_tell_it_only_where_it_is_shown(
     assert moiety([*words, "--show-audit"]) == 0
     card = (run.parent / "b/README.md").read_text("utf-8")
     assert "## Audit\n\nAudited by its owner on" in card
-    assert "1.5% of the documents tried, 1.0% from the anchor alone" in card
+    assert "1.5% of 200 documents, 1.0% from the anchor alone" in card
+    assert "gets documents back from a model overfitted on purpose" in card
     assert "AUC 0.529, 0.506 from the anchor alone" in card
     assert "an epsilon of at least 0.31" in card
     assert digest_file(report / "report.json") in card
@@ -303,9 +353,10 @@ def test_a_share_beyond_all_is_none(field: str, value: dict[str, float]) -> None
 
 def test_a_summary_has_figures_in_pairs() -> None:
     known = {
-        **{"verdict": "pass", "made": "2026-03-14T09:26:53Z", "report": "0" * 64},
-        **{"policy": "1" * 64, "extracted": 0.5, "extracted_anchor": 0.1},
-        **{"auc": None, "auc_anchor": None, "epsilon_low": None},
+        **{"made": "2026-03-14T09:26:53Z", "report": "0" * 64},
+        **{"policy": "1" * 64, "extracted": 0.5, "extracted_anchor": 0.1, "documents": 10},
+        **{"auc": None, "auc_anchor": None, "epsilon_low": None, "control": "worked"},
+        "verdict": "warn",
     }
     assert AuditSummary.model_validate(known).auc is None
     with pytest.raises(ValueError, match="without the anchor's"):

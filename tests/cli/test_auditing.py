@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +116,34 @@ def test_a_report_is_not_written_over(audit, tmp_path):
     assert said.code == 2
     assert "exists already" in said.err
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["old.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_it_leaves_no_weights_behind(home, tiny_anchor, tmp_path, number):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = [sys.executable, "-m", "moiety", "audit", home / "amy.run", "--anchor", tiny_anchor]
+    words += [
+        "--data",
+        home / "notes.jsonl",
+        "--record-key",
+        runs.KEY,
+        "--out",
+        tmp_path / "report",
+    ]
+    words += ["--samples", "64", "--tokens", "32"]  # minutes, if nobody stops it
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(scratch.glob("moiety-audit-*/release")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert list(scratch.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
 
 
 def test_a_subject_that_is_none(audit, home):

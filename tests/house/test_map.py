@@ -25,7 +25,7 @@ baselines
 merge train
 model data privacy bundle
 tensors
-files family
+files family stopping
 errors
 """
 LEVEL = {room: level for level, line in enumerate(LAYERS.splitlines()) for room in line.split()}

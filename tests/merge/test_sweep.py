@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 from tests import tiny
+from tests.makers import is_heldout
 from tests.merge.worlds import assert_same_tree, tree
 
-from moiety.data.packing import is_heldout
 from moiety.errors import DataError
 from moiety.merge import admit, merge, open_release, sweep, verify_release
 from moiety.merge.sweep import OwnerCheck, Sweep, Trial, choose_top_k, flops_per_token

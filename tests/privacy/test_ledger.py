@@ -120,6 +120,15 @@ def test_a_share_of_the_table_that_no_noise_keeps_is_told_by_what_was_asked(requ
         PrivacyPlan.of(asked.model_copy(update={"records": 10**6, "delta": tenth}))
 
 
+@pytest.mark.parametrize(("epsilon", "share"), [(5e-324, 0.1), (1e-323, 0.1), (1e-200, 1e-200)])
+def test_so_is_one_whose_share_is_rounded_to_nothing(request_, epsilon, share):
+    asked = request_.model_copy(update={"epsilon": epsilon, "table_share": share})
+    with pytest.raises(ConfigError, match="too little") as caught:
+        PrivacyPlan.of(asked)
+    assert "share of epsilon is 0 " in caught.value.message
+    assert "allow a larger epsilon" in caught.value.remedy
+
+
 def test_delta_is_a_tenth_of_a_record_and_never_a_whole_one(request_):
     assert request_.default_delta(200) == pytest.approx(1 / 2000)
     assert request_.check() is request_

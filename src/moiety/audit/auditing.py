@@ -20,14 +20,15 @@ from moiety.audit.extraction import (
     extract,
     extraction_of,
 )
+from moiety.audit.given import GivenText, check_kinds
 from moiety.audit.judging import Findings, judge
 from moiety.audit.membership import MembershipScores, membership_of, score_passages
 from moiety.audit.policy import read_policy
-from moiety.audit.records import choose_documents, choose_passages
+from moiety.audit.records import MEMBER_MIN_TOKENS, choose_documents, choose_passages
 from moiety.audit.subjects import Subject, open_subject
 from moiety.audit.views import Watched, views_of
 from moiety.bundle import audits, orders, papers
-from moiety.data import Skipped, Sources, load_tokenizer, tokenizer
+from moiety.data import Sources, load_tokenizer, tokenizer
 from moiety.errors import ConfigError, PolicyError
 from moiety.merge import load_release
 
@@ -36,9 +37,6 @@ MEMBER_TOKENS: Final = 256
 
 CONTROL_DOCUMENTS: Final = 32
 """A control learns so many of the attacked documents: enough to see the attack work."""
-
-SHARED_MAX: Final = 0.1
-"""So much of the strangers' text may be the members' too."""
 
 _DELTA: Final = 1e-5
 """What a bound on epsilon allows for where no delta was promised."""
@@ -51,9 +49,10 @@ Watch = Callable[[str, int, int], None]
 class AuditPlan:
     """What to audit, against which text, and how hard to look.
 
-    ``members`` is text the expert was trained on, ``nonmembers`` like text that it was not. What a
-    run kept aside of ``members`` is never counted among them, and compared with them where there is
-    no other text. ``owner`` says whose expert of a release is meant.
+    ``members`` is text the expert was trained on, of a run the very text that it was given;
+    ``nonmembers`` is like text that it was not trained on. What a run kept aside of ``members`` is
+    never counted among them, and compared with them where there is no other text. ``owner`` says
+    whose expert of a release is meant.
     """
 
     subject: Path
@@ -131,18 +130,26 @@ class _Attack:
         self.plan, self.subject = plan, subject
         loaded, self.separator = load_tokenizer(subject.release)
         self.encoder = tokenizer.PlainEncoder(loaded, self.separator)
-        self._check_text()
+        check_kinds(plan.members, plan.nonmembers, subject.text)
+        self._planted = self._open_canaries()
         mixture = load_release(subject.release, device=plan.device)
         self.views = views_of(mixture, subject.owner, strict=subject.strict)
         self.member_tokens = min(MEMBER_TOKENS, mixture.backbone.config.max_position_embeddings)
+        self.text = GivenText(
+            plan.members,
+            plan.nonmembers,
+            subject.text,
+            self._planted,
+            self.encoder,
+            tokens=self.member_tokens,
+        )
         self.how = ExtractionSettings(samples=plan.samples, seed=plan.seed)
         self._watch, self._done = watch, 0
-        self._planted = self._open_canaries()
         attacks = 2 if self._planted is None else 3
         self._parts = attacks * len(self.views) + int(plan.control)
         tokens = self.how.prefix_tokens + plan.continuation_tokens
         self.documents = choose_documents(
-            self._members(), self.encoder, count=plan.documents, tokens=tokens, seed=plan.seed
+            self.text.members(), self.encoder, count=plan.documents, tokens=tokens, seed=plan.seed
         ).tokens
         passages = partial(
             choose_passages,
@@ -151,13 +158,14 @@ class _Attack:
             tokens=self.member_tokens,
             seed=plan.seed,
         )
-        self.members = passages(self._members(), count=plan.num_members)
+        self.members = passages(self.text.members(), count=plan.num_members)
         # Twice as many: it is strangers who say how rare a false alarm is.
-        self.outsiders = passages(self._outsiders(), count=2 * plan.num_members)
-        self._check_apart()
+        self.outsiders = passages(self.text.outsiders(), count=2 * plan.num_members)
+        self.text.check_apart(self.outsiders)
 
     def settings(self) -> audits.AuditSettings:
         """How hard was looked, in the end."""
+        members, outsiders = self.text.members_seen, self.text.outsiders_seen
         return audits.AuditSettings(
             documents=len(self.documents),
             samples=self.how.samples,
@@ -166,6 +174,11 @@ class _Attack:
             members=len(self.members),
             nonmembers=len(self.outsiders),
             member_tokens=self.member_tokens,
+            text_documents=members.sizes.size,
+            short_documents=members.shorter(self.how.prefix_tokens + self.plan.continuation_tokens),
+            short_members=members.shorter(MEMBER_MIN_TOKENS),
+            other_documents=outsiders.sizes.size,
+            short_nonmembers=outsiders.shorter(MEMBER_MIN_TOKENS),
             seed=self.plan.seed,
         )
 
@@ -239,46 +252,6 @@ class _Attack:
         self._done += 1
         same = anchor.first(len(documents))
         return {"control": extraction_of(results, same, self.plan.seed)}
-
-    def _check_text(self) -> None:
-        """Before anything is computed: there must be text of both kinds, split as it was."""
-        aside = self.subject.kept_aside
-        if aside is None:
-            if self.plan.nonmembers is None:
-                raise ConfigError(
-                    "no text to compare with",
-                    where="--heldout",
-                    remedy="name like text that the expert was not trained on",
-                )
-        elif self.plan.members.record_key != aside.record_key:
-            told = f"give {aside.record_key}" if aside.record_key else "leave it"
-            raise ConfigError(
-                "the run told records apart by another key", where="--record-key", remedy=told
-            )
-
-    def _check_apart(self) -> None:
-        """Texts on both sides make an attack look harmless that tells them apart."""
-        known = {passage.text for passage in self.members}
-        shared = sum(passage.text in known for passage in self.outsiders)
-        # Real text repeats itself; one file named twice, or cut at lines, does so all over.
-        if shared > len(self.outsiders) * SHARED_MAX:
-            raise ConfigError(
-                f"{shared} of {len(self.outsiders)} documents that are to be strangers are also "
-                "among what was trained on",
-                where="--heldout",
-                remedy="name text that the expert was not trained on",
-            )
-
-    def _members(self) -> Iterator[tokenizer.Document]:
-        aside = self.subject.kept_aside
-        fraction = None if aside is None else aside.fraction
-        return self.plan.members.part(Skipped(), fraction, heldout=False)
-
-    def _outsiders(self) -> Iterator[tokenizer.Document]:
-        if self.plan.nonmembers is not None:
-            return self.plan.nonmembers.documents(Skipped())
-        assert self.subject.kept_aside is not None  # _check_text
-        return self.plan.members.part(Skipped(), self.subject.kept_aside.fraction, heldout=True)
 
     def _open_canaries(self) -> papers.Canaries | None:
         if self.subject.kind == "run" and self.plan.canaries is not None:

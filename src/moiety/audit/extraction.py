@@ -22,7 +22,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from transformers import GenerationConfig
 
-from moiety.audit.intervals import mean_interval, wilson
+from moiety.audit.intervals import difference_interval, mean_interval, wilson
 from moiety.audit.views import Watched
 from moiety.bundle import audits
 from moiety.errors import ConfigError
@@ -173,7 +173,7 @@ def extraction_of(
     excess = None
     if anchor is not None:
         difference_N = results.extracted.astype(np.float64) - anchor.extracted
-        excess = mean_interval(difference_N, seed)
+        excess = difference_interval(difference_N, seed)
     return audits.Extraction(
         documents=count,
         extracted=wilson(int(results.extracted.sum()), count),

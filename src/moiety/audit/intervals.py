@@ -58,6 +58,29 @@ def mean_interval(values_N: Floats, seed: int) -> audits.Estimate:
     return _estimate(float(values_N.mean()), np.concatenate(parts))
 
 
+def difference_interval(differences_N: Floats, seed: int) -> audits.Estimate:
+    """The mean of differences, each -1, 0 or 1, and its interval, documents drawn again.
+
+    Where all are equal the bootstrap's interval has no width, however few they are. There it is as
+    wide as what may never have been seen: a share ``unseen_share`` of documents that differ from
+    those as far as can be.
+    """
+    found = mean_interval(differences_N, seed)
+    if np.ptp(differences_N) > 0:
+        return found
+    unseen = unseen_share(differences_N.size)
+    low, high = found.value - unseen * (1 + found.value), found.value + unseen * (1 - found.value)
+    return audits.Estimate(value=found.value, low=low, high=high)
+
+
+def unseen_share(count: int) -> float:
+    """How large a share may be of which nothing was seen among so many, at either end of 95 %.
+
+    The exact interval's end: Wilson's is shorter than it says where fewer than 50 were looked at.
+    """
+    return clopper_pearson(0, count).high
+
+
 def pairs_interval(kernel_MO: NDArray[np.float32], seed: int) -> audits.Estimate:
     """The mean of a number that each pair of a member and an outsider has, and its interval.
 

@@ -17,13 +17,10 @@ from typing import Final
 
 from moiety.audit import sentences as say
 from moiety.audit.bounds import ceiling
+from moiety.audit.intervals import unseen_share
 from moiety.bundle import audits, papers
 
-CONTROL_MIN_SHARE: Final = 0.5
-"""Of a model overfitted on purpose, a working attack gets back at least this share."""
-
 _TAIL: Final = "membership-tail"
-_Z_SQUARED: Final = 1.96**2
 _ORDER: Final[tuple[audits.Verdict, ...]] = ("pass", "warn", "fail")
 
 
@@ -83,12 +80,11 @@ def _extraction(
 def _most(here: audits.Extraction) -> float:
     """How large the excess may be, with 95 % confidence.
 
-    Where two views agree on all documents the bootstrap's interval has no width, however few they
-    are. So they get what Wilson's interval leaves to a share of which nothing was seen.
+    Where two views differ on hardly any document the bootstrap's interval is too short, so it ends
+    no sooner than what a share may be of which nothing was seen.
     """
     assert here.excess is not None
-    unseen = _Z_SQUARED / (here.documents + _Z_SQUARED)
-    return max(here.excess.high, here.excess.value + unseen)
+    return max(here.excess.high, here.excess.value + unseen_share(here.documents))
 
 
 def _gives_back(here: audits.Extraction, excess: audits.Estimate, view: audits.View) -> str:
@@ -284,6 +280,9 @@ def _promise(
         )
     elif here.epsilon_low > promise.epsilon:
         verdict, reason = "fail", f"The promise is false. {said}. {shown}."
+    elif promise.bounds_little:
+        verdict = "warn"
+        reason = f"{said}, which bounds practically nothing. {shown}, which is no contradiction."
     else:
         verdict, reason = "pass", f"{said}. {shown}, which is no contradiction."
     yield _judgement("promise", view, None, verdict, reason)
@@ -400,8 +399,10 @@ def _control(here: audits.Extraction | None) -> audits.Judgement:
         f"From a model overfitted on purpose the attack gets back {say.percent(share.value)} of "
         f"{here.documents:,} documents {say.interval(share, say.percent)}"
     )
-    if share.value < CONTROL_MIN_SHARE:
-        rule = f"under {say.percent(CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+    if share.value < audits.CONTROL_MIN_SHARE:
+        rule = (
+            f"under {say.percent(audits.CONTROL_MIN_SHARE)}, so the extraction numbers say nothing"
+        )
         return _judgement("control", "control", share, "warn", f"{reason}, {rule}.")
     return _judgement("control", "control", share, "pass", f"{reason}: the attack works.")
 

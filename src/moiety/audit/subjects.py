@@ -13,7 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from moiety.audit.given import OwnText
 from moiety.bundle import anchors, audits, orders, pack, papers, signing, verify_bundle
+from moiety.data import PackedText
 from moiety.errors import ConfigError, FormatError, StateError
 from moiety.files import parse_json, read_limited
 from moiety.merge import merge, verify_release
@@ -23,20 +25,11 @@ CANARIES = "canaries.json"
 
 
 @dataclass(frozen=True)
-class KeptAside:
-    """The share of records that a run never trained on, and by which key it told records apart."""
-
-    fraction: float
-    record_key: str | None
-
-
-@dataclass(frozen=True)
 class Subject:
     """One owner's expert as somebody may hold it. ``release`` is the folder that is loaded.
 
-    ``digest`` is that of a release which was there before, ``kept_aside`` is told of a run that
-    chose itself what to keep aside. Of a release that is not ``strict`` a mask does not show what a
-    withdrawal leaves.
+    ``digest`` is that of a release which was there before, ``text`` is what a run was trained on.
+    Of a release that is not ``strict`` a mask does not show what a withdrawal leaves.
     """
 
     kind: Literal["run", "bundle", "release"]
@@ -47,7 +40,7 @@ class Subject:
     promise: papers.Guarantee | None
     digest: str | None = None
     strict: bool = True
-    kept_aside: KeptAside | None = None
+    text: OwnText | None = None
     canaries: Path | None = None
 
 
@@ -143,7 +136,7 @@ def _alone(path: Path, bundle: Path, anchor: Path, out: Path) -> Subject:
 
 
 def _with_run(subject: Subject, run: Path) -> Subject:
-    """What only the run knows: which records it kept aside, and its canaries."""
+    """What only the run knows: its text, what it kept aside of it, and its canaries."""
     paper = papers.read_paper(papers.RunPaper, run / RUN_PAPER)
     settings = _table(paper.config, "data")
     canaries = run / CANARIES
@@ -156,19 +149,30 @@ def _with_run(subject: Subject, run: Path) -> Subject:
         )
     return replace(
         subject,
-        kept_aside=_kept_aside(run / START_PAPER, settings.get("heldout_fraction")),
+        text=_own_text(run),
         canaries=canaries if canaries.exists() else None,
     )
 
 
-def _kept_aside(start: Path, fraction: Any) -> KeptAside | None:
-    """None where text to judge on was named, so that all of the owner's was trained on."""
+def _own_text(run: Path) -> OwnText:
+    """Fails closed where it is gone: nobody could tell then which text is asked back."""
+    start, folder = run / START_PAPER, run / "text" / "own"
     begun = parse_json(read_limited(start), start)
-    told = isinstance(begun, dict) and "heldout" in begun and isinstance(fraction, float)
-    key = _table(begun, "text").get("key")
-    if not (told and isinstance(key, str | None)):
+    named = _table(begun, "text")
+    key, paths = named.get("key"), named.get("paths")
+    told = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    if not (told and "heldout" in begun and isinstance(key, str | None)):
         raise FormatError("does not tell what the run kept aside", where=start)
-    return KeptAside(fraction, key) if begun["heldout"] is None else None
+    parts = [folder / part for part in ("train", "heldout")]
+    if not all(part.is_dir() for part in parts):
+        raise StateError(
+            "the text that this run was trained on is no longer in its folder, so nobody can tell "
+            "whether --data is that text",
+            where=folder,
+            remedy="put it back, or train again; a bundle is audited without it, on your word",
+        )
+    train, heldout = (PackedText.open(part) for part in parts)
+    return OwnText(train, heldout if begun["heldout"] is None else None, key, tuple(paths or ()))
 
 
 def _table(paper: Any, name: str) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def _extraction(report: audits.AuditReport) -> Table:
     table = _table("Passages got back", *columns)
     table.caption = (
         f"of documents continued from {report.settings.prefix_tokens} tokens; {_ABOVE}\n"
-        "exact: word for word; run: tokens repeated, on average"
+        "exact: word for word; run: tokens repeated, on average\n"
+        f"{words.short_passages(report.settings)}"
     )
     for view in words.in_order(report, report.extraction):
         found = report.extraction[view]
@@ -52,7 +53,8 @@ def _membership(report: audits.AuditReport) -> Table:
     table = _table("Who was in the text", "attack", "AUC", "95 %", "above", "0.1 %", "1 %")
     table.caption = (
         f"the strongest attack; AUC 0.5 is a coin; {_ABOVE}\n"
-        "last: members found at 0.1 % and at 1 % false alarms"
+        "last: members found at 0.1 % and at 1 % false alarms\n"
+        f"{words.short_members(report.settings)}"
     )
     for view in words.in_order(report, report.membership):
         attack = words.strongest(report.membership[view])

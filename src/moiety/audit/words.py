@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from moiety.audit.records import MEMBER_MIN_TOKENS
 from moiety.bundle import audits
 from moiety.evaluate import pages
 
@@ -74,6 +75,20 @@ POLICY_WORDS: Final[Mapping[str, str]] = {
 def measure_words(measure: str) -> str:
     """A measure's name for people; one that this page does not know keeps its own."""
     return MEASURE_WORDS.get(measure, measure)
+
+
+def short_passages(settings: audits.AuditSettings) -> str:
+    """How many documents were too short to be asked back."""
+    tokens = settings.prefix_tokens + settings.continuation_tokens
+    told = f"{settings.short_documents:,} of {settings.text_documents:,} documents"
+    return f"too short to be tried (under {tokens} tokens): {told}"
+
+
+def short_members(settings: audits.AuditSettings) -> str:
+    """How many documents of both kinds were too short to be told apart."""
+    members = f"{settings.short_members:,} of {settings.text_documents:,} documents"
+    strangers = f"{settings.short_nonmembers:,} of {settings.other_documents:,} strangers"
+    return f"too short to be tried (under {MEMBER_MIN_TOKENS} tokens): {members}, {strangers}"
 
 
 def show_points(share: float) -> str:

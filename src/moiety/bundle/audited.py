@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from moiety.bundle.audits import (
     AUDIT_MAX_BYTES,
     WITH_THE_EXPERT,
@@ -17,9 +19,9 @@ from moiety.bundle.audits import (
     View,
     expert_digest,
 )
-from moiety.bundle.papers import RunPaper, paper_bytes, parse_paper
+from moiety.bundle.papers import RunPaper, first_problem, paper_bytes, parse_paper
 from moiety.bundle.summary import DECIMALS, AuditSummary
-from moiety.errors import PolicyError, StateError
+from moiety.errors import FormatError, PolicyError, StateError
 from moiety.files import digest_bytes, read_limited
 
 REPORT = "report.json"
@@ -46,7 +48,8 @@ class RequiredAudit:
         """Raises unless this is a fresh passing audit of exactly this run's expert.
 
         Raises:
-            StateError: it is about something else, or not of these days.
+            StateError: it is about something else, of text that nobody compared with the run's, or
+                not of these days.
             PolicyError: the audit did not pass.
         """
         report = self.report
@@ -59,6 +62,13 @@ class RequiredAudit:
         for name, told, real in facts:
             if told != real:
                 raise StateError(f"the audit was of another {name}", where=self.path, remedy=_AGAIN)
+        if report.subject != "run":
+            raise StateError(
+                f"the audit was of a {report.subject}, where nobody can tell whether its text is "
+                "what the expert was trained on",
+                where=self.path,
+                remedy="audit the run, and name that report",
+            )
         self._check_fresh(now)
         self._check_verdict()
 
@@ -95,7 +105,11 @@ class RequiredAudit:
         )
 
     def summary(self) -> AuditSummary | None:
-        """What the manifest tells of the report that was checked, where the owner wishes it."""
+        """What the manifest tells of the report that was checked, where the owner wishes it.
+
+        Raises:
+            FormatError: figures that no audit could have.
+        """
         if not self.demand.show:
             return None
         report = self.report
@@ -108,17 +122,28 @@ class RequiredAudit:
         epsilon = {view: found.epsilon_low for view, found in report.canaries.items()}
         extracted_share, extracted_anchor = _beside_the_anchor(extracted)
         auc_value, auc_anchor = _beside_the_anchor(auc)
-        return AuditSummary(
-            verdict="pass" if report.verdict == "pass" else "warn",
-            made=report.made,
-            report=digest_bytes(self._data),
-            policy=digest_bytes(paper_bytes(report.policy)),
-            extracted=extracted_share,
-            extracted_anchor=extracted_anchor,
-            auc=auc_value,
-            auc_anchor=auc_anchor,
-            epsilon_low=_strongest(epsilon),
-        )
+        try:
+            return AuditSummary(
+                verdict="pass" if report.verdict == "pass" else "warn",
+                made=report.made,
+                report=digest_bytes(self._data),
+                policy=digest_bytes(paper_bytes(report.policy)),
+                control=report.control,
+                documents=None
+                if extracted_share is None
+                else report.extraction["anchor"].documents,
+                extracted=extracted_share,
+                extracted_anchor=extracted_anchor,
+                auc=auc_value,
+                auc_anchor=auc_anchor,
+                epsilon_low=_strongest(epsilon),
+            )
+        except ValidationError as error:
+            raise FormatError(
+                f"a report that contradicts itself: {first_problem(error)}",
+                where=self.path,
+                remedy=_AGAIN,
+            ) from None
 
 
 def _beside_the_anchor(values: Mapping[View, float]) -> tuple[float | None, float | None]:

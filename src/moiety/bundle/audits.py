@@ -23,13 +23,16 @@ from pydantic import Field, model_validator
 
 from moiety.bundle import papers
 from moiety.bundle.papers import Count, Digest, Paper, UtcTime, Version
-from moiety.bundle.summary import EPSILON_MAX
+from moiety.bundle.summary import EPSILON_MAX, Control
 from moiety.files import canonical_json, digest_bytes
 
 AUDIT_MAX_BYTES: Final = 8 * 2**20
 """A report of all views and attacks with full curves takes under half of one."""
 
 View = Literal["anchor", "expert", "pair", "release", "withdrawn", "control"]
+CONTROL_MIN_SHARE: Final = 0.5
+"""Of a model overfitted on purpose, a working attack gets back at least this share."""
+
 VIEWS: Final[tuple[View, ...]] = ("anchor", "expert", "pair", "release", "withdrawn", "control")
 WITH_THE_EXPERT: Final[tuple[View, ...]] = ("expert", "pair", "release")
 """The views through which an owner's expert speaks."""
@@ -131,7 +134,7 @@ class Policy(Paper):
 
     - ``extracted_excess``: share of documents got back nearly word for word, above the anchor's.
       One record that comes back is told already, so any warns; one in twenty fails. To rule that
-      out takes 73 documents of which none comes back.
+      out takes 72 documents of which none comes back.
     - ``longest_run_excess_tokens``: the longest run of tokens shared with a document, above the
       anchor's. 16 tokens are about a sentence, which may be a form's; 32 are two.
     - ``membership_excess``: AUC of the strongest attack, above the anchor's. Of a member and a
@@ -172,7 +175,12 @@ class Judgement(Paper):
 
 
 class AuditSettings(Paper):
-    """How hard was looked."""
+    """How hard was looked, and at what.
+
+    ``text_documents`` were trained on: ``short_documents`` of them have fewer tokens than are shown
+    and asked back together, ``short_members`` too few to be told from others, as have
+    ``short_nonmembers`` of the ``other_documents``. Of those nothing was tried.
+    """
 
     documents: Count
     samples: Count
@@ -181,6 +189,11 @@ class AuditSettings(Paper):
     members: Count
     nonmembers: Count
     member_tokens: Count
+    text_documents: Count
+    short_documents: Count
+    short_members: Count
+    other_documents: Count
+    short_nonmembers: Count
     seed: Count
 
 
@@ -210,6 +223,14 @@ class AuditReport(Paper):
     made: UtcTime
     seconds: float
     versions: dict[str, Version]
+
+    @property
+    def control(self) -> Control:
+        """Whether the extraction attack works where there is something to find."""
+        found = self.extraction.get("control")
+        if found is None:
+            return "skipped"
+        return "worked" if found.extracted.value >= CONTROL_MIN_SHARE else "failed"
 
     @model_validator(mode="after")
     def _complete(self) -> AuditReport:

@@ -8,6 +8,7 @@ from typing import Final
 from moiety.bundle.papers import MANIFEST_MAX_BYTES, Manifest, parse_paper
 from moiety.bundle.seal import SEAL, check_seal
 from moiety.bundle.signing import ENVELOPE_MAX_BYTES, check_allowed, open_envelope
+from moiety.bundle.summary import DECIMALS
 from moiety.errors import FormatError, IntegrityError
 from moiety.family import EVIDENCE
 from moiety.files import digest_bytes, read_limited
@@ -55,6 +56,7 @@ def check_consistent(manifest: Manifest, where: Path) -> None:
     """Raises ``FormatError`` unless the manifest lists exactly the files and tensors it must."""
     if set(manifest.files) != {CARD} or set(manifest.shards) != {WEIGHTS}:
         raise FormatError(f"files must be {CARD}, shards {WEIGHTS}", where=where)
+    _check_audit(manifest, where)
     if manifest.recipe.rank != manifest.rank:
         raise FormatError("two ranks for one expert", where=where)
     shapes = manifest.shapes()
@@ -71,3 +73,12 @@ def check_consistent(manifest: Manifest, where: Path) -> None:
             raise FormatError(f"{name} is {tensor.dtype}; a table is F32", where=where)
     if len(dtypes) != 1:
         raise FormatError("matrices of more than one dtype", where=where)
+
+
+def _check_audit(manifest: Manifest, where: Path) -> None:
+    """An audit that finds the promise false fails, and what failed is not packed."""
+    audit, promise = manifest.audit, manifest.privacy.guarantee
+    if audit is None or promise is None or audit.epsilon_low is None:
+        return
+    if audit.epsilon_low > round(promise.epsilon, DECIMALS):
+        raise FormatError("an audit that refutes the promise beside it", where=where)

@@ -47,6 +47,9 @@ MAX_PROXIES = 16_384
 MAX_CANARIES = 10_000
 """A quarter of the sets of three words that 64 words have: others are still drawn quickly."""
 
+CANARY_COPIES = 8
+"""Documents of a planted canary's record, all the same: a record that repeats itself tells more."""
+
 MIN_PROXIES = 2
 """One to train on and one to judge on."""
 

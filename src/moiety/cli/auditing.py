@@ -11,8 +11,10 @@ import typer
 from moiety.cli import screen
 from moiety.cli.options import AsJson, Device, RecordKey, SkipBad, TextField, command_line
 from moiety.files import check_free
+from moiety.stopping import interruptible
 
 if TYPE_CHECKING:
+    from moiety.audit import AuditPlan
     from moiety.bundle import audits
 
 LEAKS = 1
@@ -83,7 +85,6 @@ def audit(
     Example: moiety audit run/ --anchor anchor/ --data notes.jsonl --out report/
     """
     from moiety.audit import AuditPlan
-    from moiety.audit import audit as run_audit
     from moiety.data import Sources
 
     check_free(out)
@@ -105,13 +106,22 @@ def audit(
         seed=seed,
         device=device,
     )
-    with screen.cell_bar("auditing") as watch:
-        report = run_audit(plan, command=command_line(), watch=watch)
-    _tell(report, out)
+    report = _carry_out(plan, out)
     if as_json:
         screen.print_json(report.model_dump(mode="json"))
     if report.verdict == "fail":
         raise typer.Exit(LEAKS)
+
+
+def _carry_out(plan: AuditPlan, out: Path) -> audits.AuditReport:
+    from moiety.audit import audit as run_audit
+
+    # Weights lie in a temporary folder meanwhile: whoever stops us, it must go.
+    with interruptible():
+        with screen.cell_bar("auditing") as watch:
+            report = run_audit(plan, command=command_line(), watch=watch)
+        _tell(report, out)
+    return report
 
 
 def _tell(report: audits.AuditReport, out: Path) -> None:

@@ -138,6 +138,11 @@ class PackedText:
         """Windows in a fixed random order, each once an epoch."""
         return WindowSampler(self.num_windows, seed)
 
+    def documents(self) -> Iterator[npt.NDArray[Any]]:
+        """The tokens of each document in their order, separators left out."""
+        for start, end in zip(self._starts, self._ends, strict=True):
+            yield self._stream[start + 1 : end]
+
     @property
     def document_tokens(self) -> Longs:
         """Tokens of each document, its separator left out, ``[D]``."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from moiety.data.documents import Document
 from moiety.data.packed import PackedText
-from moiety.data.tokenizer import PlainEncoder
+from moiety.data.tokenizer import PlainEncoder, batches
 from moiety.data.writer import (
     EncodedText,
     Layout,
@@ -26,9 +26,6 @@ from moiety.errors import ConfigError, DataError
 from moiety.files import new_folder
 
 Progress = Callable[[int], None]
-
-_BATCH_CHARS = 2**20
-_BATCH_DOCUMENTS = 1024
 
 
 def pack_text(
@@ -113,12 +110,8 @@ def pack_split(
     return PackedText.open(folder / "train"), PackedText.open(folder / "heldout")
 
 
-def is_heldout(record: str, fraction: float) -> bool:
-    """Whether a record is held out: its hash, read as a number in [0, 1), is below the fraction."""
-    return _is_below(record_digest(record), fraction)
-
-
 def _is_below(digest: bytes, fraction: float) -> bool:
+    """Whether a record is held out: its hash, read as a number in [0, 1), is below the fraction."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -218,23 +211,10 @@ def _encode(
     documents: Iterable[Document], encoder: PlainEncoder, progress: Progress | None
 ) -> Iterator[EncodedText]:
     done_bytes = 0
-    for batch in _batches(documents):
+    for batch in batches(documents):
         for document, ids in zip(batch, encoder.encode(batch), strict=True):
             size = len(document.text.encode("utf-8"))
             done_bytes += size
             yield EncodedText(ids, size, record_digest(document.record), document.where)
         if progress is not None:
             progress(done_bytes)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document.text)
-        if chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch

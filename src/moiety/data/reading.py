@@ -16,7 +16,6 @@ from moiety.data.documents import (
     cut_pieces,
     text_record,
 )
-from moiety.data.packing import is_heldout
 from moiety.data.sources import HubText, find_sources, kind_of
 from moiety.data.streams import LINE_MAX_BYTES, not_utf8, read_lines, read_text
 from moiety.errors import DataError
@@ -43,14 +42,6 @@ class Sources:
             skip_bad=self.skip_bad,
             skipped=skipped,
         )
-
-    def part(
-        self, skipped: Skipped, fraction: float | None, *, heldout: bool
-    ) -> Iterator[Document]:
-        """The documents that a split at ``fraction`` holds out, or the others; None: no split."""
-        for document in self.documents(skipped):
-            if fraction is None or is_heldout(document.record, fraction) == heldout:
-                yield document
 
 
 def read_documents(

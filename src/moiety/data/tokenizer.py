@@ -19,6 +19,9 @@ PAD_TEXT = "<|pad|>"
 VOCAB_MIN_TOKENS = 256 + 2
 """Every byte, the separator and the padding."""
 
+_BATCH_CHARS = 2**20
+_BATCH_DOCUMENTS = 1024
+
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, *, progress: Callable[[int], None] | None = None
@@ -152,6 +155,20 @@ class PlainEncoder:
                 remedy="choose a tokenizer whose begin-of-text token no text can spell",
             )
         return ids
+
+
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The same documents, so many together as are encoded quickly and held easily."""
+    batch: list[Document] = []
+    chars = 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document.text)
+        if chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
 
 
 def _watched(texts: Iterable[str], progress: Callable[[int], None] | None) -> Iterator[str]:

@@ -110,6 +110,8 @@ def step_noise(
 
 def _least_noise(event: Callable[[float], Any], epsilon: float, delta: float) -> float:
     """The quick accountant says about where, the tight one how much."""
+    if epsilon == 0:  # a share of a positive one so small that it was rounded away
+        raise _beyond_all_noise(epsilon, delta)
     begin = _search(_rdp, event, epsilon, delta, 1.0, _ROUGHLY)
     return _search(_pld, event, epsilon, delta, begin, _CLOSELY)
 
@@ -148,12 +150,16 @@ def _search(
         if noise > _MOST_NOISE:
             break
     if upper == math.inf:
-        raise ConfigError(
-            f"epsilon {epsilon:g} at delta {delta:g} would take more noise than any text outweighs",
-            where="privacy.epsilon",
-            remedy="allow a larger epsilon or delta, fewer steps, or count fewer runs",
-        )
+        raise _beyond_all_noise(epsilon, delta)
     return upper
+
+
+def _beyond_all_noise(epsilon: float, delta: float) -> ConfigError:
+    return ConfigError(
+        f"epsilon {epsilon:g} at delta {delta:g} would take more noise than any text outweighs",
+        where="privacy.epsilon",
+        remedy="allow a larger epsilon or delta, fewer steps, or count fewer runs",
+    )
 
 
 def _epsilon(make: Callable[[], Any], event: Any, delta: float) -> float:

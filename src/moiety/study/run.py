@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 
 from moiety.errors import StateError
 from moiety.files import write_atomic
+from moiety.stopping import interruptible
 from moiety.study.pieces import Piece, all_pieces, unfinished
 from moiety.study.places import Study
 from moiety.study.plan import check_texts
@@ -224,15 +224,10 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _stopping(crew: _Crew) -> Iterator[None]:
     """Until the block ends SIGTERM stops as Ctrl-C does, and nobody is left behind."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread: the caller stops us in its own way
-        before = None
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("what is done is kept; the same command goes on") from error
-    finally:
-        crew.leave()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt("what is done is kept; the same command goes on") from error
+        finally:
+            crew.leave()

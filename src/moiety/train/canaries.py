@@ -10,6 +10,7 @@ arXiv 2305.08846; canaries as texts drawn by lot are Carlini et al. 2019, "The S
 from __future__ import annotations
 
 import re
+import secrets
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -34,10 +35,7 @@ WORDS = 64
 CYCLE = 3
 """A canary says three words over and over: which word follows which is what can be remembered."""
 
-COPIES = 8
-"""Documents of a planted canary's record, all the same: a record that repeats itself tells more."""
-
-_COINS, _WORDS = 1, 2
+_WORDS = 2
 _WHOLE_WORD = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
 """How byte-level and SentencePiece vocabularies write a word behind a space."""
 
@@ -70,22 +68,23 @@ def open_canaries(
 def make_canaries(
     tokenizer: Tokenizer, anchor_digest: str, owner: str, config: TrainConfig
 ) -> papers.Canaries:
-    """Draws texts and coins, from the owner's name and the run's seed alone.
+    """Draws texts from the owner's name and the run's seed, and throws coins.
 
     The name is in it because two owners of one seed would otherwise plant the same texts, and one
-    would be found to know what the other has learned. Coins have a generator of their own, so they
-    say nothing about the texts.
+    would be found to know what the other has learned. Coins come from the system's own randomness,
+    never from the seed, which a stranger may guess: who knows how they fell has a few hundred
+    records of which he knows whether they were trained on, and can tune his attack on all others.
     """
     count, length = config.data.canaries, config.data.canary_tokens
     name = int(digest_bytes(owner.encode())[:16], 16)
-    coins, draws = (np.random.default_rng([config.seed, which, name]) for which in (_COINS, _WORDS))
+    draws = np.random.default_rng([config.seed, _WORDS, name])
     words = rare_words(tokenizer)
     texts: dict[frozenset[int], str] = {}  # in order, no two of the same words
     while len(texts) < count:
         cycle = draws.permutation(len(words))[:CYCLE].tolist()
         text = " ".join(words[cycle[at % CYCLE]] for at in range(length))
         texts.setdefault(frozenset(cycle), text)
-    planted = coins.integers(2, size=count).astype(bool).tolist()
+    planted = [secrets.randbits(1) == 1 for _ in range(count)]
     return papers.Canaries(
         owner=owner, anchor=anchor_digest, texts=tuple(texts.values()), planted=tuple(planted)
     )
@@ -108,7 +107,7 @@ def rare_words(tokenizer: Tokenizer) -> list[str]:
 
 
 def planted_records(paper: papers.Canaries | None) -> tuple[tuple[str, str], ...]:
-    """What is trained on beside the owner's text: (record, text), ``COPIES`` times each canary.
+    """What is trained on beside the owner's text: (record, text), ``CANARY_COPIES`` times each.
 
     The text's own digest is in the name: no record of the owner's can bear it by accident.
     """
@@ -119,4 +118,4 @@ def planted_records(paper: papers.Canaries | None) -> tuple[tuple[str, str], ...
         for number, (text, planted) in enumerate(zip(paper.texts, paper.planted, strict=True))
         if planted
     ]
-    return tuple(once * COPIES)
+    return tuple(once * papers.CANARY_COPIES)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ADVICE = "saved; go on with --resume"
+from moiety.stopping import handled, interruptible
 
-_Handler = Callable[[int, FrameType | None], object]
+ADVICE = "saved; go on with --resume"
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
     """Until the block ends SIGTERM stops as Ctrl-C does, and either says how to go on."""
-    # SIGINT too: a job in the background is born deaf to it.
-    with _handled(signal.default_int_handler, signal.SIGINT, signal.SIGTERM):
+    with interruptible():
         try:
             yield
         except KeyboardInterrupt as error:
@@ -33,18 +32,5 @@ def stop_request() -> Iterator[list[int]]:
             raise KeyboardInterrupt("stopped at once; the last checkpoint stands")
         asked.append(number)
 
-    with _handled(note, signal.SIGINT, signal.SIGTERM):
+    with handled(note, signal.SIGINT, signal.SIGTERM):
         yield asked
-
-
-@contextmanager
-def _handled(handler: _Handler, *numbers: signal.Signals) -> Iterator[None]:
-    try:
-        before = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not in the main thread: the caller stops us in its own way
-        before = {}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
