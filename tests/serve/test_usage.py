@@ -19,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from pyarrow import parquet
-from tests.serve.conftest import NAME, serving
+from tests.serve.conftest import NAME, serving, settled, told_server
+from tests.serve.engines import steps
 
 from moiety.errors import ConfigError, StateError
-from moiety.serve import ServePlan, load_engine, usage
+from moiety.serve import ServePlan, house, load_engine, usage
+from moiety.serve.jobs import Ending
 from moiety.serve.usage import COLUMNS, Bill, Books, read_usage, sum_up
 
 BODY = {"model": NAME, "prompt": "ba ba", "max_tokens": 6, "temperature": 0}
@@ -231,9 +233,9 @@ def test_a_full_disk_is_told_and_what_was_told_is_kept(release, tmp_path):
         health = http.get(url + "/health")
         assert health.status_code == 503
         assert health.json()["why"].startswith("usage cannot be written: ")
-        streamed = http.post(url + "/v1/completions", json=BODY | {"stream": True}).text
-        assert '"code":"usage_not_written"' in streamed
-        assert '"finish_reason":"' not in streamed, "its end was not told"
+        refused = http.post(url + "/v1/completions", json=BODY | {"stream": True})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert "usage cannot be written" in refused.json()["error"]["message"]
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
@@ -247,14 +249,79 @@ def test_a_full_disk_is_told_and_what_was_told_is_kept(release, tmp_path):
     assert {row["requests"] for row in rows.values()} == {told + 1}
 
 
-def test_a_database_that_may_only_be_read_is_told(release, tmp_path):
-    Books(f"sqlite:///{tmp_path}/u.sqlite").close()
-    url = f"sqlite:///file:{tmp_path}/u.sqlite?mode=ro&uri=true"
+def test_what_cannot_be_written_is_owed_nobody_else_is_served_and_then_it_is_written(
+    release, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(usage, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(usage, "RETRY_SECONDS", 0.05)
+    url = f"sqlite:///{tmp_path}/u.sqlite"
     plan = ServePlan(release, port=0, name=NAME, usage=url)
     with serving(plan, lambda: load_engine(release)) as live:
-        assert live.get("/health").status_code == 200
+        base = sqlite3.connect(tmp_path / "u.sqlite", isolation_level=None)
+        base.execute("begin immediate")
+        streamed = live.post(json=BODY | {"stream": True}).text
+        assert '"code":"usage_not_written"' in streamed
+        assert '"finish_reason":"' not in streamed, "its end was not told"
+        told = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
+        assert sum(len(one.get("choices", ())) for one in told) > 0, "but its text was"
         assert live.post(json=BODY).status_code == 503
-        assert "readonly" in live.get("/health").json()["why"]
+        base.rollback()
+        base.close()
+        assert settled(lambda: live.get("/health").status_code == 200, 5)
+        assert live.post(json=BODY).status_code == 200
+    (anchor, *_) = read_usage(url)
+    assert (anchor["requests"], anchor["completion_tokens"]) == (2, 12)
+
+
+def test_only_the_operator_may_read_who_asked_whom(tmp_path):
+    books = Books(f"sqlite:///{tmp_path}/u.sqlite")
+    asyncio.run(books.write(Bill("k", 3, 2, {"anchor": 2.0})))
+    files = list(tmp_path.iterdir())
+    assert len(files) == 3
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    books.close()
+
+
+def test_while_a_stream_runs_what_it_has_told_comes_into_the_books(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(house, "CHECK_SECONDS", 0.05)
+
+    def forty(job):
+        yield from steps(job, [5] * 40)
+        yield Ending("length")
+
+    url, body = f"sqlite:///{tmp_path}/u.sqlite", BODY | {"stream": True, "max_tokens": 40}
+    with (
+        told_server(release, tmp_path, forty, wait=0.02, name=NAME) as live,
+        live.http.stream("POST", live.url + "/v1/completions", json=body) as answer,
+    ):
+        told = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        seen = [read_usage(url) for _ in told]
+        assert live.get("/metrics").text.count(
+            'moiety_requests_total{expert="amy",key="local"} 1.0'
+        )
+    early = [rows[0] for rows in seen[:30] if rows]
+    assert {row["requests"] for row in early} == {1}
+    assert len({row["completion_tokens"] for row in early}) > 3
+    rows = read_usage(url)
+    assert {row["requests"] for row in rows} == {1}
+    assert {row["completion_tokens"] for row in rows} == {40}
+    assert {row["prompt_tokens"] for row in rows} == {early[0]["prompt_tokens"]}
+    assert sum(row["share_sum"] for row in rows) == pytest.approx(40)
+
+
+def test_a_database_that_may_only_be_read_is_told_and_so_is_what_is_lost(release, tmp_path):
+    Books(f"sqlite:///{tmp_path}/u.sqlite").close()
+    read_only = f"sqlite:///file:{tmp_path}/u.sqlite?mode=ro&uri=true"
+    process, url = start(release, tmp_path, url=read_only)
+    assert httpx.get(url + "/health", timeout=30).status_code == 200
+    assert httpx.post(url + "/v1/completions", json=BODY, timeout=30).status_code == 503
+    assert "readonly" in httpx.get(url + "/health", timeout=30).json()["why"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 2
+    told = process.stderr.read()
+    process.stderr.close()
+    assert "requests whose usage is lost: 1" in told
+    assert "Traceback" not in told
 
 
 def test_a_port_that_is_taken_is_an_error(release, tmp_path):

@@ -86,19 +86,15 @@ class House:
 
     def why_not_ready(self) -> str | None:
         """Why requests are refused; None when they are not."""
-        if self.problem is None and self.books.problem is not None:
-            return f"usage cannot be written: {self.books.problem}"
-        return self._no_answers()
-
-    def _no_answers(self) -> str | None:
-        """Why no engine can be asked; None when one can."""
         if self.problem is not None:
             return self.problem
+        if self.books.problem is not None:
+            return f"usage cannot be written: {self.books.problem}"
         return LOADING if self.engine is None else self.engine.problem
 
     def ready_engine(self) -> Engine:
         """The engine. Raises ``RefusalError`` (503) while there is none."""
-        told = self._no_answers()
+        told = self.why_not_ready()
         if told is not None:
             headers = {"Retry-After": str(LOAD_SECONDS)}
             raise RefusalError(503, told, code="not_ready", headers=headers)
@@ -221,6 +217,7 @@ class House:
         """Runs as long as the server: ends what terms, a policy or a new roster end."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
+            self.runs.bill_running()
             self.enforce()
             try:
                 await self.follow_roster()

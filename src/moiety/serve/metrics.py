@@ -59,9 +59,9 @@ class Metrics:
         self._answers.labels(key, str(status)).inc()
 
     def used(self, bill: Bill) -> None:
-        """One request ended."""
+        """One request ended, or goes on."""
         for expert, weight in bill.weights.items():
-            amounts = (1, bill.prompt_tokens, bill.completion_tokens, max(0.0, weight))
+            amounts = (bill.requests, bill.prompt_tokens, bill.completion_tokens, max(0.0, weight))
             for counter, amount in zip(self._counters, amounts, strict=True):
                 counter.labels(bill.key, expert).inc(amount)
 

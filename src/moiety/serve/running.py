@@ -1,7 +1,8 @@
 """Requests under way: their choices' streams merged, ended early where that is due, and billed.
 
-A request is billed before its end is told, so whatever a client was told is in the books, also
-when this process is killed a moment later.
+A request is billed before its end is told: what a client was told to the end is in the books, also
+when this process is killed a moment later. What runs is billed every now and then as well, so that
+of a stream which was cut no more than a moment is missing.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Run:
     release: Callable[[int], None]
     ended: RefusalError | None = None
     settled: bool = False
+    billed: Bill | None = None
 
     def end(self, why: RefusalError) -> None:
         """Ends it before its time; it answers with ``why``."""
@@ -66,6 +68,12 @@ class Run:
         """Routing weight of each expert, added up over all tokens generated."""
         columns = zip(*(choice.weights for choice in self.choices), strict=True)
         return dict(zip(self.chosen.names, map(sum, columns), strict=True))
+
+    def next_bill(self) -> Bill:
+        """What was used since this was last asked; the first counts the request and its prompts."""
+        used = Bill(self.rights.id, self.prompt_tokens, self.completion_tokens, self.weights)
+        before, self.billed = self.billed, used
+        return used if before is None else used.since(before)
 
     def extension(self) -> dict[str, Any]:
         """What an answer tells under ``moiety``; shares are null where there is no token."""
@@ -113,18 +121,26 @@ class Runs:
             stream.cancel()
         self.now.discard(run)
         run.release(run.prompt_tokens + run.completion_tokens)
-        task = asyncio.ensure_future(self._bill(run))
+        await asyncio.shield(self._begin_bill(run))
+
+    def bill_running(self) -> None:
+        """Bills what running requests have generated since they were last billed."""
+        for run in self.now:
+            if run.completion_tokens > (run.billed.completion_tokens if run.billed else 0):
+                self._begin_bill(run)
+
+    def _begin_bill(self, run: Run) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._bill(run.next_bill()))
         self._settling.add(task)
         task.add_done_callback(self._settled)
-        await asyncio.shield(task)
+        return task
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         if not task.cancelled():
             task.exception()  # heard, also when the client that waited for it has gone
 
-    async def _bill(self, run: Run) -> None:
-        bill = Bill(run.rights.id, run.prompt_tokens, run.completion_tokens, run.weights)
+    async def _bill(self, bill: Bill) -> None:
         self._told(bill)
         try:
             await self._books.write(bill)

@@ -1,7 +1,8 @@
 """Who used whom: requests, tokens and routing share of every expert, by key and hour.
 
-A request is written once, at its end, whole or not at all; requests that end together share a
-transaction. What a token was routed to is never stored: it would tell the text.
+A request is written at its end, and what it has used so far every now and then before; what is due
+together shares a transaction. What cannot be written is owed, and tried again until it is. What a
+token was routed to is never stored: it would tell the text.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import io
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ BATCH_MAX = 256
 
 TRIES = 3
 LOCK_SECONDS = 10
+RETRY_SECONDS = 1.0
+"""So often what is owed is tried again."""
+
+SQLITE_MODE = 0o600
 
 _SHARE = "share_sum"
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens")
@@ -47,18 +52,32 @@ COLUMNS = tuple(column.name for column in _TABLE.columns)
 
 
 class BooksError(Exception):
-    """Usage could not be written, so nothing that ended now may be told as done; or not read."""
+    """Usage is not written yet, so nothing that ended now may be told as done; or not read."""
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What one request used. ``weights``: each expert's routing weight, added up over tokens."""
+    """What one request used. ``weights``: each expert's routing weight, added up over tokens.
+
+    ``requests`` is 0 where the request was counted by an earlier bill.
+    """
 
     key: str
     prompt_tokens: int
     completion_tokens: int
     weights: Mapping[str, float]
     hour: str = field(default_factory=lambda: _hour(datetime.now(UTC)))
+    requests: int = 1
+
+    def since(self, before: Bill) -> Bill:
+        """The rest of a request that was billed ``before``."""
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens - before.prompt_tokens,
+            completion_tokens=self.completion_tokens - before.completion_tokens,
+            weights={name: one - before.weights[name] for name, one in self.weights.items()},
+            requests=0,
+        )
 
 
 def _hour(moment: datetime) -> str:
@@ -75,6 +94,7 @@ class Books:
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
         self.problem: str | None = None
+        self._owed: list[Bill] = []
         self._waiting: queue.Queue[Entry | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
         self._thread.start()
@@ -98,7 +118,7 @@ class Books:
         """Returns when the bill is on the disk.
 
         Raises:
-            BooksError: it is not, and never will be.
+            BooksError: it is not. It is owed, and will be written as soon as that can be done.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -106,25 +126,40 @@ class Books:
         await done
 
     def close(self) -> None:
-        """Writes what waits, and stops."""
+        """Writes what waits, and stops.
+
+        Raises:
+            StateError: something is owed that cannot be written; it is lost.
+        """
         self._waiting.put(None)
         self._thread.join()
         self._engine.dispose()
+        if self._owed:
+            lost = sum(bill.requests for bill in self._owed)
+            raise StateError(f"requests whose usage is lost: {lost}: {self.problem}")
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            batch, last = [first], False
-            while len(batch) < BATCH_MAX and not self._waiting.empty():
-                entry = self._waiting.get()
-                if entry is None:
-                    last = True
-                    break
-                batch.append(entry)
-            self.problem = self._write(sum_up([bill for bill, _, _ in batch]))
+        more = True
+        while more:
+            batch, more = self._take()
+            bills = [*self._owed, *(bill for bill, _, _ in batch)]
+            self.problem = self._write(sum_up(bills))
+            self._owed = [] if self.problem is None else bills
             for _, done, loop in batch:
                 loop.call_soon_threadsafe(_settle, done, self.problem)
-            if last:
-                return
+
+    def _take(self) -> tuple[list[Entry], bool]:
+        """What came, or nothing after a while where something is owed; and whether more may."""
+        batch: list[Entry] = []
+        with suppress(queue.Empty):
+            entry = self._waiting.get(timeout=RETRY_SECONDS if self._owed else None)
+            while entry is not None:
+                batch.append(entry)
+                if len(batch) == BATCH_MAX:
+                    return batch, True
+                entry = self._waiting.get_nowait()
+            return batch, False
+        return batch, True
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
         problem = None
@@ -159,7 +194,7 @@ def sum_up(bills: Sequence[Bill]) -> list[dict[str, Any]]:
             names = (bill.hour, bill.key, expert)
             row = rows.setdefault(names, dict.fromkeys(COLUMNS, 0) | {_SHARE: 0.0})
             row.update(zip(_NAMES, names, strict=True))
-            row["requests"] += 1
+            row["requests"] += bill.requests
             row["prompt_tokens"] += bill.prompt_tokens
             row["completion_tokens"] += bill.completion_tokens
             row[_SHARE] += weight
@@ -182,12 +217,7 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
     """
     try:
         address = sql.make_url(url)
-        if (
-            not new
-            and address.drivername == "sqlite"
-            and not Path(address.database or "").is_file()
-        ):
-            raise ConfigError("no usage was written here", where=address.database)
+        _make_file(address, new=new)
         engine = sql.create_engine(address)
         if engine.dialect.name == "sqlite":
             sql.event.listen(engine, "connect", _settings_of_sqlite)
@@ -195,11 +225,27 @@ def open_database(url: str, *, new: bool = True) -> sql.Engine:
             undo.callback(engine.dispose)
             _make_table(engine)
             undo.pop_all()
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, OSError) as error:
         raise ConfigError(
             f"no database for usage: {_words(error)}", remedy="sqlite:///usage.sqlite, for example"
         ) from None
     return engine
+
+
+def _make_file(address: sql.URL, *, new: bool) -> None:
+    """SQLite's file, readable by nobody else: it tells who asks whom. What is there stays as it is.
+
+    Raises:
+        ConfigError: there is none, and it shall not be ``new``.
+        OSError: it cannot be made.
+    """
+    if address.get_backend_name() != "sqlite" or "uri" in address.query or not address.database:
+        return
+    path = Path(address.database)
+    if new:
+        path.touch(SQLITE_MODE)
+    elif not path.is_file():
+        raise ConfigError("no usage was written here", where=path)
 
 
 def _make_table(engine: sql.Engine) -> None:
@@ -222,7 +268,8 @@ def _settings_of_sqlite(connection: Any, _record: Any) -> None:
 
 def _words(error: BaseException) -> str:
     """What went wrong, without the statement, and without a password in a URL."""
-    return str(getattr(error, "orig", None) or type(error).__name__)[:200]
+    told = getattr(error, "orig", None) or getattr(error, "strerror", None)
+    return str(told or type(error).__name__)[:200]
 
 
 def default_url(release: Path) -> str:
