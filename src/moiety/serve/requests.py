@@ -87,7 +87,7 @@ class Extension(_Part):
 
 
 class RosterQuery(_Part):
-    """``GET /v1/roster``: what for."""
+    """``GET /v1/roster`` and ``/v1/models``: what for."""
 
     purpose: PurposeName | None = None
 

@@ -40,6 +40,28 @@ class Chosen:
     digest: str
 
 
+def purpose_of(rights: Rights, said: str | None) -> str | None:
+    """What a request is for: what it says, or the one thing its key may say.
+
+    Raises:
+        RefusalError: 403 for a purpose that the key may not name, 400 for one that is none.
+    """
+    if said is None:
+        return (
+            rights.purposes[0] if len(rights.purposes) == 1 and ANY not in rights.purposes else None
+        )
+    if said == ANY:
+        raise bad_request("'any' is no purpose: say what for", "moiety.purpose")
+    if not _may_say(rights, said):
+        raise RefusalError(
+            403,
+            f"this key may not ask for {said}",
+            code="purpose_not_allowed",
+            param="moiety.purpose",
+        )
+    return said
+
+
 class Served:
     """A release in a running server.
 
@@ -104,13 +126,9 @@ class Served:
         said = f"not for {purpose}" if purpose else "and the request names no purpose"
         return f"{expert} may be used for {', '.join(terms.purposes)}, {said}"
 
-    def usual_purpose(self, rights: Rights) -> str | None:
-        """What a request that does not say is for."""
-        return _purpose(rights, None)
-
     def unused(self, rights: Rights) -> list[str]:
         """Why some experts are not used by a request that says nothing."""
-        purpose = self.usual_purpose(rights)
+        purpose = purpose_of(rights, None)
         reasons = (self.why_not(rights, purpose, name) for name in self.names)
         return [reason for reason in reasons if reason is not None]
 
@@ -127,7 +145,7 @@ class Served:
         Raises:
             RefusalError: 403 for a purpose that it may not name.
         """
-        purpose = _purpose(rights, said)
+        purpose = purpose_of(rights, said)
         own = [
             one for one in self.describe() if one["name"] == ANCHOR or rights.may_use(one["name"])
         ]
@@ -155,7 +173,7 @@ class Served:
                 for a set that is named twice or that has a name nobody knows.
         """
         only, without = self._wished(model, extension)
-        purpose = _purpose(rights, extension.purpose)
+        purpose = purpose_of(rights, extension.purpose)
         if rights.bound is not None:
             only = self._bound(rights.bound, only, without)
         if only is None:
@@ -295,24 +313,6 @@ class Served:
         if name in self._gone:
             return "withdrawn"
         return "expired" if terms is not None and terms.expired(self._today()) else "served"
-
-
-def _purpose(rights: Rights, said: str | None) -> str | None:
-    """What a request is for: what it says, or the one thing its key may say."""
-    if said is None:
-        return (
-            rights.purposes[0] if len(rights.purposes) == 1 and ANY not in rights.purposes else None
-        )
-    if said == ANY:
-        raise bad_request("'any' is no purpose: say what for", "moiety.purpose")
-    if not _may_say(rights, said):
-        raise RefusalError(
-            403,
-            f"this key may not ask for {said}",
-            code="purpose_not_allowed",
-            param="moiety.purpose",
-        )
-    return said
 
 
 def _may_say(rights: Rights, purpose: str | None) -> bool:
