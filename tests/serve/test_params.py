@@ -1,0 +1,59 @@
+"""A refusal names the field that an app set, and tells what to mend there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.serve.test_refusals import BAD, BODY, CHAT, check_envelope
+
+
+def reaches(body, param):
+    """Whether a body has the field that ``param`` names, or would in an object that it has."""
+    *way, last = param.split(".")
+    for part in way:
+        body = body[int(part)] if isinstance(body, list) else body[part]
+    return isinstance(body, dict) or int(last) < len(body)
+
+
+def wrong_bodies():
+    """Each bad value in its body, and unknown fields that are called like types."""
+    texts = [{"type": "text"}, 5, {"type": "text", "text": 5}, "a"]
+    contents = [5, [], *([text] for text in texts)]
+    turns = [5, {"role": "user"}, *({"role": "user", "content": one} for one in contents)]
+    for name, values in BAD.items():
+        yield from (("/v1/completions", BODY | {name: value}) for value in values)
+    yield from (("/v1/chat/completions", CHAT | {"messages": [turn]}) for turn in turns)
+    for name in ("str", "int", "constrained-str", "list[str]"):
+        yield "/v1/completions", BODY | {name: 1}
+        yield "/v1/completions", BODY | {"moiety": {name: 1}}
+
+
+@pytest.mark.parametrize(("path", "body"), [*wrong_bodies()])
+def test_what_is_wrong_is_told_by_the_fields_of_the_body_alone(live, path, body):
+    told = live.post(path, json=body).json()["error"]
+    assert told["param"] is None or reaches(body, told["param"]), told
+    if told["code"] == "unknown_parameter":
+        assert told["message"] == f"unknown field: {told['param']}"
+    else:
+        assert not re.search(r"constrained|list\[|instance|dictionary|None", told["message"])
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "words"),
+    [
+        ({"stop": ""}, "stop", "at least 1 character"),
+        ({"stop": list("abcde")}, "stop", "at most 4 items"),
+        ({"stop": ["a", ""]}, "stop.1", "at least 1 character"),
+        ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"moiety": 5}, "moiety", "an object"),
+        ({"constrained-str": 1}, "constrained-str", "unknown field: constrained-str"),
+    ],
+)
+def test_what_is_told_is_what_can_be_mended(live, more, param, words):
+    assert words in check_envelope(live.post(json=BODY | more), 400, param)["message"]
+
+
+def test_a_body_that_is_no_object_is_told_so(live):
+    assert check_envelope(live.post(json=[]), 400)["message"] == "the body should be an object"
