@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tests.serve.conftest import policed
 from tests.serve.test_refusals import BAD, BODY, CHAT, check_envelope
 
 
@@ -57,3 +58,32 @@ def test_what_is_told_is_what_can_be_mended(live, more, param, words):
 
 def test_a_body_that_is_no_object_is_told_so(live):
     assert check_envelope(live.post(json=[]), 400)["message"] == "the body should be an object"
+
+
+@pytest.fixture(scope="module")
+def house(release_with_terms, tmp_path_factory):
+    keys = {"some": {"experts": ["amy", "dan-b"]}, "tied": {"bound": ["amy"]}}
+    with policed(release_with_terms, tmp_path_factory.mktemp("params"), keys) as (
+        live,
+        secrets,
+        *_,
+    ):
+        yield live, secrets
+
+
+@pytest.mark.parametrize("key", ["some", "tied"])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": "release+bob"}, "model"),
+        ({"moiety": {"experts": ["amy", "bob"]}}, "moiety.experts"),
+        ({"moiety": {"without": ["amy"]}}, "moiety.without"),
+    ],
+)
+def test_a_set_that_may_not_be_had_is_told_by_the_field_that_names_it(house, key, fields, param):
+    live, secrets = house
+    answer = live.post(key=secrets[key], json=BODY | {"model": "release", "prompt": "w1"} | fields)
+    if key == "some" and param == "moiety.without":
+        assert answer.status_code == 200
+    else:
+        assert check_envelope(answer, 403, param)["code"] == "expert_not_allowed"

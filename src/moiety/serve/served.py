@@ -174,12 +174,13 @@ class Served:
         """
         only, without = self._wished(model, extension)
         purpose = purpose_of(rights, extension.purpose)
+        param = _naming_field(extension)
         if rights.bound is not None:
-            only = self._bound(rights.bound, only, without)
+            only = self._bound(rights.bound, only, without, param)
         if only is None:
             names = [n for n in self.usable(rights, purpose) if n not in (without or ())]
         else:
-            self._check_allowed(rights, purpose, sorted(only))
+            self._check_allowed(rights, purpose, sorted(only), param)
             names = [n for n in self.names if n == ANCHOR or n in only]
         slots = tuple(self.names.index(name) for name in names)
         return Chosen(tuple(names), slots, purpose, self.digest)
@@ -226,6 +227,7 @@ class Served:
         bound: Sequence[str],
         only: frozenset[str] | None,
         without: frozenset[str] | None,
+        param: str,
     ) -> frozenset[str]:
         whole = frozenset(bound) - {ANCHOR}
         if (only is not None and only != whole) or whole & (without or frozenset()):
@@ -233,11 +235,13 @@ class Served:
                 403,
                 f"this key is bound to one set: {', '.join([ANCHOR, *sorted(whole)])}",
                 code=NOT_ALLOWED,
-                param="model",
+                param=param,
             )
         return whole
 
-    def _check_allowed(self, rights: Rights, purpose: str | None, only: Sequence[str]) -> None:
+    def _check_allowed(
+        self, rights: Rights, purpose: str | None, only: Sequence[str], param: str
+    ) -> None:
         reasons = [
             f"{name} is not in this release"
             if name not in self._experts
@@ -246,7 +250,7 @@ class Served:
         ]
         told = [reason for reason in reasons if reason is not None]
         if told:
-            raise RefusalError(403, "; ".join(told), code=NOT_ALLOWED, param="moiety.experts")
+            raise RefusalError(403, "; ".join(told), code=NOT_ALLOWED, param=param)
 
     def accept(self, order: Path) -> str:
         """Checks an owner's order against what is served; returns who leaves.
@@ -313,6 +317,13 @@ class Served:
         if name in self._gone:
             return "withdrawn"
         return "expired" if terms is not None and terms.expired(self._today()) else "served"
+
+
+def _naming_field(extension: Extension) -> str:
+    """The field by which a request names its set."""
+    if extension.experts is not None:
+        return "moiety.experts"
+    return "model" if extension.without is None else "moiety.without"
 
 
 def _may_say(rights: Rights, purpose: str | None) -> bool:
