@@ -87,3 +87,20 @@ def test_a_set_that_may_not_be_had_is_told_by_the_field_that_names_it(house, key
         assert answer.status_code == 200
     else:
         assert check_envelope(answer, 403, param)["code"] == "expert_not_allowed"
+
+
+@pytest.mark.parametrize("wish", ["+amy-dan-b", "-amy+dan-b", "+Amy", "+amy+amy", "-bo", "+"])
+def test_an_id_that_names_no_set_is_told_how_sets_are_named_and_whose_experts_there_are(
+    house, wish
+):
+    live, secrets = house
+    for key, experts in (("some", "amy, dan-b"), ("tied", "amy")):
+        asked = BODY | {"model": f"release{wish}", "prompt": "w1"}
+        words = check_envelope(live.post(key=secrets[key], json=asked), 404, "model")["message"]
+        assert words == (
+            f"no such model here: 'release{wish}'; release takes experts after + or after -, "
+            f"not after both, each once: {experts}"
+        )
+    asked = BODY | {"model": "gpt-4", "prompt": "w1"}
+    words = check_envelope(live.post(key=secrets["some"], json=asked), 404, "model")["message"]
+    assert words == "no such model here: 'gpt-4'; /v1/models lists those there are"

@@ -172,7 +172,7 @@ class Served:
             RefusalError: 404 for a model or a set nobody knows, 403 for what may not be had, 400
                 for a set that is named twice or that has a name nobody knows.
         """
-        only, without = self._wished(model, extension)
+        only, without = self._wished(rights, model, extension)
         purpose = purpose_of(rights, extension.purpose)
         param = _naming_field(extension)
         if rights.bound is not None:
@@ -193,17 +193,13 @@ class Served:
         return next((reason for reason in reasons if reason is not None), None)
 
     def _wished(
-        self, model: str, extension: Extension
+        self, rights: Rights, model: str, extension: Extension
     ) -> tuple[frozenset[str] | None, frozenset[str] | None]:
         try:
             named = parse_model(model, self.name, self.names)
         except UnknownModelError:
-            raise RefusalError(
-                404,
-                f"no such model here: {_shown(model)}; /v1/models lists those there are",
-                code="model_not_found",
-                param="model",
-            ) from None
+            told = f"no such model here: {_shown(model)}; {self._models(rights, model)}"
+            raise RefusalError(404, told, code="model_not_found", param="model") from None
         only = None if extension.experts is None else frozenset(extension.experts)
         without = None if extension.without is None else frozenset(extension.without)
         self._check_known("experts", only or ())
@@ -214,6 +210,14 @@ class Served:
             raise bad_request("the model's name and moiety both name a set", "moiety")
         only = named.only if only is None else only - {ANCHOR}
         return only, named.without if without is None else without
+
+    def _models(self, rights: Rights, model: str) -> str:
+        """What somebody should know who asked for a model that is none."""
+        if not model.startswith((f"{self.name}+", f"{self.name}-")):
+            return "/v1/models lists those there are"
+        own = ", ".join(name for name in self.names[1:] if rights.may_use(name))
+        told = own or "this key has none"
+        return f"{self.name} takes experts after + or after -, not after both, each once: {told}"
 
     def _check_known(self, field: str, names: Iterable[str]) -> None:
         for name in sorted(names):
