@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from tests import makers
@@ -190,3 +192,15 @@ def test_machines_read_numbers_not_words(moiety, house):
     said = moiety("verify", house / "release", "--json")
     assert said.json["holds"] is True
     assert said.json["kind"] == "release"
+
+
+def test_the_end_of_a_command_does_not_go_through_all_that_it_has_loaded(tmp_path):
+    script = tmp_path / "ending.py"
+    script.write_text(
+        "import atexit, gc\n"
+        "from moiety.cli import main\n"
+        "atexit.register(lambda: print(len(gc.get_objects())))\n"
+        "main(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000, "of some ten thousand"

@@ -8,6 +8,8 @@ import openai
 import pytest
 import torch
 from tests import tiny
+from tests.serve.conftest import told_server
+from tests.serve.engines import short
 
 from moiety.data import load_tokenizer
 
@@ -305,3 +307,20 @@ def test_health_and_metrics(client, live):
     assert "moiety_ready 1.0" in text
     assert 'moiety_completion_tokens_total{expert="amy",key="local"}' in text
     assert 'moiety_answers_total{key="local",status="200"}' in text
+
+
+def test_who_an_app_says_asks_changes_nothing_and_is_kept_nowhere(release, tmp_path, caplog):
+    body = {"model": "mixture", "prompt": PROMPT, "temperature": 0, "max_tokens": 8}
+    label = "label-of-somebody"
+    with told_server(release, tmp_path, short, name="mixture") as live, caplog.at_level(0):
+        plain, labelled = (live.post(json=body | more).json() for more in ({}, {"user": label}))
+        assert labelled["choices"] == plain["choices"]
+        assert labelled["usage"] == plain["usage"]
+        assert live.post(json=body | {"user": 5}).json()["error"]["param"] == "user"
+        chat = {"model": "mixture", "messages": [{"role": "user", "content": "a"}], "user": label}
+        told = live.post("/v1/chat/completions", json=chat).json()["error"]
+        assert told["code"] == "no_chat_template", "what a chat without a label is refused with"
+        text = live.get("/metrics").text + live.get("/v1/usage").text + caplog.text + str(live.said)
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert label not in text
+    assert label.encode() not in kept

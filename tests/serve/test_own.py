@@ -62,6 +62,39 @@ def test_the_roster_tells_what_requests_then_get(house, key, purpose):
             assert asked.json()["error"]["message"] == one["why_not"]
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("purpose", [None, "care", "research"])
+def test_the_models_that_are_told_are_those_that_answer(house, key, purpose):
+    live, secrets = house
+    query = f"?purpose={purpose}" if purpose else ""
+    ask = BODY | {"moiety": {"purpose": purpose} if purpose else {}}
+    answer = live.get(f"/v1/models{query}", secrets[key])
+    if answer.status_code == 403:
+        assert answer.json() == live.post(key=secrets[key], json=ask).json()
+        return
+    told = [one["id"] for one in answer.json()["data"]]
+    for model in {*told, *(f"release+{name}" for name in TERMS)}:
+        used = live.post(key=secrets[key], json=ask | {"model": model})
+        one = live.get(f"/v1/models/{model}{query}", secrets[key])
+        if model in told or key != "tied":
+            assert (model in told) is (used.status_code == one.status_code == 200), model
+        if model in told:
+            assert one.json()["moiety"]["experts"] == used.json()["moiety"]["experts"]
+    assert "release" in told
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+def test_who_asks_for_the_head_alone_gets_it(house, path):
+    live, secrets = house
+    headers = {"Authorization": f"Bearer {secrets['any']}"}
+    whole, head = (
+        live.http.request(how, live.url + path, headers=headers) for how in ("GET", "HEAD")
+    )
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert live.http.head(live.url + "/v1/models").status_code == 401
+
+
 @pytest.mark.parametrize(
     ("key", "names"),
     [
@@ -175,6 +208,10 @@ HOSTILE = [
     "/v1/roster?purpose=care&purpose=ads",
     "/v1/roster?purpose=any",
     "/v1/roster?key=any",
+    "/v1/models?key=any",
+    "/v1/models?purpose=any",
+    "/v1/models/release?purpose=",
+    "/v1/models/release?purpose=care&purpose=ads",
     "/v1/roster?" + "&".join(f"x{n}=1" for n in range(500)),
 ]
 
@@ -245,13 +282,14 @@ def test_the_page_is_closed_to_everything_from_elsewhere(house):
     assert "https:" not in links
 
 
-def test_both_routes_are_in_the_description(live):
+def test_what_a_key_may_know_is_in_the_description(live):
     told = live.get("/openapi.json").json()
     (hours,) = told["paths"]["/v1/usage"]["get"]["parameters"]
     assert (hours["schema"]["minimum"], hours["schema"]["maximum"]) == (1, 744)
     assert hours["schema"]["default"] == 168
-    (purpose,) = told["paths"]["/v1/roster"]["get"]["parameters"]
-    assert (purpose["name"], purpose["in"], purpose["required"]) == ("purpose", "query", False)
-    for path in ("/v1/usage", "/v1/roster"):
+    for path in ("/v1/roster", "/v1/models", "/v1/models/{model}"):
+        *_, purpose = told["paths"][path]["get"]["parameters"]
+        assert (purpose["name"], purpose["in"], purpose["required"]) == ("purpose", "query", False)
+    for path in ("/v1/usage", "/v1/roster", "/v1/models"):
         assert "422" not in told["paths"][path]["get"]["responses"]
     assert not set(PAGE) & set(told["paths"])

@@ -12,6 +12,7 @@ KEYS = {
     "app": {"experts": ["amy", "bob", "dan-b"], "purposes": ["care", "ads"]},
     "all": {"experts": "all", "purposes": ["any"], "may_see_routing": True},
     "slow": {"experts": "all", "requests_per_minute": 1},
+    "single": {"experts": "all", "concurrent": 1},
     "tied": {"bound": ["amy"], "may_see_routing": True},
 }
 
@@ -131,18 +132,64 @@ def test_refusals_are_told_in_plain_words(house, visit):
     live.admin("POST", "/admin/reload", secrets["admin"])
 
 
-def test_a_limit_says_when_to_come_again(house, visit):
+def test_what_a_key_may_do_one_at_a_time_is_done_one_after_the_other(house, visit, monkeypatch):
+    live, secrets, *_ = house
+    monkeypatch.setattr(live.house.engine, "_wait", 0.5)
+    tab = visit(live.url).open(secrets["single"])
+    tab.page.locator("#inside").wait_for()
+    answers = []
+    tab.page.on("response", lambda one: answers.append((one.url[-11:], one.status)))
+    tab.begin("w1", tokens=3)
+    waiting = tab.page.locator(".pane.busy .status", has_text="Too much at once")
+    waiting.wait_for()
+    assert waiting.text_content() == (
+        "Too much at once: key single has 1 request running, as many as it may. "
+        "Asked again after the other set, in 1 second at the earliest."
+    )
+    tab.picture("waiting")
+    tab.wait()
+    assert [tab.status(number)[:5] for number in (0, 1)] == ["Done."] * 2
+    assert [len(tab.tints(number)) for number in (0, 1)] == [3] * 2
+    asked = sorted(status for path, status in answers if path == "completions")
+    assert asked == [200, 200, 429], "an answer takes longer than the second that was asked for"
+
+
+def test_a_limit_is_waited_for_and_what_still_waits_can_be_stopped(house, visit):
     live, secrets, *_ = house
     tab = visit(live.url).open(secrets["slow"])
     tab.page.locator("#inside").wait_for()
-    tab.ask("w1", tokens=2)
-    refused = [tab.error(n) for n in (0, 1) if tab.pane(n).locator(".error:visible").count()]
-    assert len(refused) == 1
+    tab.begin("w1", tokens=2)
+    waiting = tab.page.locator(".pane.busy .status", has_text="Too much at once")
+    waiting.wait_for()
     assert re.fullmatch(
         r"Too much at once: key slow has used up its requests a minute, which are 1\. "
-        r"Try again in (60|5\d) seconds\.",
-        refused[0],
+        r"Asked again after the other set, in (60|5\d) seconds at the earliest\.",
+        waiting.text_content(),
     )
+    tab.page.locator(".pane:not(.busy) .status", has_text="Done.").wait_for()
+    tab.page.keyboard.press("Escape")
+    tab.wait()
+    assert sorted(tab.status(number)[:8] for number in (0, 1)) == ["Done. Us", "Stopped."]
+
+
+def test_a_limit_that_is_met_again_says_when_to_come(house, visit, monkeypatch):
+    """Somebody else uses the same key."""
+    live, secrets, *_ = house
+    monkeypatch.setattr(live.house.engine, "_wait", 3)
+    tab = visit(live.url).open(secrets["single"])
+    tab.page.locator("#inside").wait_for()
+    with live.http.stream(
+        "POST",
+        live.url + "/v1/completions",
+        headers={"Authorization": f"Bearer {secrets['single']}"},
+        json={"model": "release", "prompt": "w1", "max_tokens": 3, "stream": True},
+    ):
+        tab.ask("w1", tokens=2)
+    for number in (0, 1):
+        assert tab.error(number) == (
+            "Too much at once: key single has 1 request running, as many as it may. "
+            "Try again in 1 second."
+        )
     tab.picture("refused")
 
 

@@ -244,8 +244,8 @@ def test_the_official_client_sees_its_own_errors(client):
     with pytest.raises(openai.NotFoundError):
         ask(model="gpt-4")
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(user="me")
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "user")
+        ask(best_of=2)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "best_of")
     with pytest.raises(openai.BadRequestError, match="no expert called 'eve'"):
         ask(extra_body={"moiety": {"experts": ["eve"]}})
 

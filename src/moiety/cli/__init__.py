@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -86,7 +87,10 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits 0 done, 1 an audit failed, 2 refused or bad input, 130 interrupted."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    # Python ends with a search of all that lives for what nobody holds: seconds, where torch is.
+    gc.freeze()
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:

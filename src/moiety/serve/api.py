@@ -32,6 +32,7 @@ from moiety.serve.requests import (
     RosterQuery,
     UsageQuery,
 )
+from moiety.serve.served import purpose_of
 from moiety.serve.usage import BooksError
 
 OPEN = frozenset({"/health", "/openapi.json", *playground.PATHS})
@@ -121,26 +122,29 @@ def parse(kind: type[AskedType], body: Any) -> AskedType:
 def _add_models(app: FastAPI, house: House) -> None:
     served = house.served
 
-    @app.get("/v1/models", responses=answers())
+    @app.head("/v1/models", include_in_schema=False)
+    @app.get("/v1/models", **_asked_by(RosterQuery))
     async def models(request: Request) -> Response:
-        """Every model id that this key can use."""
-        ids = list(_model_ids(house, request.state.rights))
+        """Every model id that this key can use for a purpose."""
+        said = _query(RosterQuery, request).purpose
+        ids = _model_ids(house, request.state.rights, said)
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
 
-    @app.get("/v1/models/{model:path}", responses=answers())
+    @app.get("/v1/models/{model:path}", **_asked_by(RosterQuery))
     async def model(request: Request, model: str) -> Response:
-        """One model id, and the experts a request with it would use now."""
-        chosen = served.choose(request.state.rights, model, Extension())
+        """One model id, and the experts a request with it would use now for a purpose."""
+        said = Extension(purpose=_query(RosterQuery, request).purpose)
+        chosen = served.choose(request.state.rights, model, said)
         told = {"experts": list(chosen.names), "roster": chosen.digest}
         return json_response({**_model(house, model), "moiety": told})
 
 
-def _model_ids(house: House, rights: Rights) -> list[str]:
+def _model_ids(house: House, rights: Rights, said: str | None) -> list[str]:
     """The whole set, each expert alone, everybody but one: what has a name that reads one way."""
     served, found = house.served, [house.served.name]
+    purpose = purpose_of(rights, said)
     if rights.bound is not None:
         return found
-    purpose = served.usual_purpose(rights)
     usable = [name for name in served.usable(rights, purpose) if name != ANCHOR]
     for sign in "+-":
         for name in usable:
@@ -195,6 +199,7 @@ def _query(kind: type[QueryType], request: Request) -> QueryType:
 def _add_states(app: FastAPI, house: House) -> None:
     told = {**answers(), 503: answers()[200]}
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=told, openapi_extra={"security": []})
     async def health() -> Response:
         """200 when requests are answered, 503 and why when they are not."""

@@ -66,8 +66,9 @@ class Limits:
             )
         running = self._running.get(rights.id, 0)
         if rights.concurrent is not None and running >= rights.concurrent:
+            many = "1 request" if running == 1 else f"{running} requests"
             raise too_busy(
-                f"key {rights.id} has {running} requests running, as many as it may",
+                f"key {rights.id} has {many} running, as many as it may",
                 BUSY_SECONDS,
                 "concurrency_limit_exceeded",
             )

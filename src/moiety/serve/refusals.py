@@ -63,22 +63,29 @@ def too_busy(message: str, retry_seconds: float, code: str) -> RefusalError:
 
 def not_valid(error: ValidationError) -> RefusalError:
     """The first thing that is wrong with a body. What was sent is never told back."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = [str(part) for part in first["loc"] if _is_field(part)]
+    errors = error.errors(include_url=False, include_input=False)
+    # Of the forms that a field may have, the one whose kind fits is the one that was meant.
+    first = min(errors, key=lambda one: one["type"].endswith("_type"))
+    unknown = first["type"] == "extra_forbidden"
+    place = [str(part) for part in first["loc"][:-1] if _is_field(part)]
+    place += [str(part) for part in first["loc"][-1:] if unknown or _is_field(part)]
     param = ".".join(place)[:200].encode("ascii", "replace").decode() or None
-    if first["type"] == "extra_forbidden":
+    if unknown:
         return bad_request(f"unknown field: {param}", param, "unknown_parameter")
     if first["type"] == "missing":
         return bad_request(f"missing field: {param}", param, "missing_required_parameter")
     if first["type"] == "not_supported":
         return bad_request(first["msg"], first["ctx"]["name"], "unsupported_parameter")
+    if first["type"] == "model_type":
+        return bad_request(f"{param or 'the body'} should be an object", param)
     words = first["msg"].removeprefix("Value error, ")[:300]
     return bad_request(f"{param}: {words}" if param else words, param)
 
 
 def _is_field(part: int | str) -> bool:
     # Alternatives of a union stand in a place as the names of their types.
-    return isinstance(part, int) or not ("[" in part or part in ("str", "int", "float"))
+    kinds = ("str", "int", "float")
+    return isinstance(part, int) or not ("[" in part or part.removeprefix("constrained-") in kinds)
 
 
 def json_response(

@@ -29,7 +29,6 @@ _BOTH: dict[str, Nothing] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "presence_penalty": (0,),
-    "user": (),
 }
 COMPLETION_NOTHINGS: dict[str, Nothing] = {**_BOTH, "best_of": (1,), "suffix": ("",)}
 CHAT_NOTHINGS: dict[str, Nothing] = {
@@ -87,7 +86,7 @@ class Extension(_Part):
 
 
 class RosterQuery(_Part):
-    """``GET /v1/roster``: what for."""
+    """``GET /v1/roster`` and ``/v1/models``: what for."""
 
     purpose: PurposeName | None = None
 
@@ -119,6 +118,7 @@ class Asked(_Part):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    user: str | None = None  # a label for the app's own books: it asks nothing of an answer
     moiety: Extension | None = None
 
     @model_validator(mode="before")

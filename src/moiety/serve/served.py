@@ -40,6 +40,28 @@ class Chosen:
     digest: str
 
 
+def purpose_of(rights: Rights, said: str | None) -> str | None:
+    """What a request is for: what it says, or the one thing its key may say.
+
+    Raises:
+        RefusalError: 403 for a purpose that the key may not name, 400 for one that is none.
+    """
+    if said is None:
+        return (
+            rights.purposes[0] if len(rights.purposes) == 1 and ANY not in rights.purposes else None
+        )
+    if said == ANY:
+        raise bad_request("'any' is no purpose: say what for", "moiety.purpose")
+    if not _may_say(rights, said):
+        raise RefusalError(
+            403,
+            f"this key may not ask for {said}",
+            code="purpose_not_allowed",
+            param="moiety.purpose",
+        )
+    return said
+
+
 class Served:
     """A release in a running server.
 
@@ -104,13 +126,9 @@ class Served:
         said = f"not for {purpose}" if purpose else "and the request names no purpose"
         return f"{expert} may be used for {', '.join(terms.purposes)}, {said}"
 
-    def usual_purpose(self, rights: Rights) -> str | None:
-        """What a request that does not say is for."""
-        return _purpose(rights, None)
-
     def unused(self, rights: Rights) -> list[str]:
         """Why some experts are not used by a request that says nothing."""
-        purpose = self.usual_purpose(rights)
+        purpose = purpose_of(rights, None)
         reasons = (self.why_not(rights, purpose, name) for name in self.names)
         return [reason for reason in reasons if reason is not None]
 
@@ -127,7 +145,7 @@ class Served:
         Raises:
             RefusalError: 403 for a purpose that it may not name.
         """
-        purpose = _purpose(rights, said)
+        purpose = purpose_of(rights, said)
         own = [
             one for one in self.describe() if one["name"] == ANCHOR or rights.may_use(one["name"])
         ]
@@ -154,14 +172,15 @@ class Served:
             RefusalError: 404 for a model or a set nobody knows, 403 for what may not be had, 400
                 for a set that is named twice or that has a name nobody knows.
         """
-        only, without = self._wished(model, extension)
-        purpose = _purpose(rights, extension.purpose)
+        only, without = self._wished(rights, model, extension)
+        purpose = purpose_of(rights, extension.purpose)
+        param = _naming_field(extension)
         if rights.bound is not None:
-            only = self._bound(rights.bound, only, without)
+            only = self._bound(rights.bound, only, without, param)
         if only is None:
             names = [n for n in self.usable(rights, purpose) if n not in (without or ())]
         else:
-            self._check_allowed(rights, purpose, sorted(only))
+            self._check_allowed(rights, purpose, sorted(only), param)
             names = [n for n in self.names if n == ANCHOR or n in only]
         slots = tuple(self.names.index(name) for name in names)
         return Chosen(tuple(names), slots, purpose, self.digest)
@@ -174,17 +193,13 @@ class Served:
         return next((reason for reason in reasons if reason is not None), None)
 
     def _wished(
-        self, model: str, extension: Extension
+        self, rights: Rights, model: str, extension: Extension
     ) -> tuple[frozenset[str] | None, frozenset[str] | None]:
         try:
             named = parse_model(model, self.name, self.names)
         except UnknownModelError:
-            raise RefusalError(
-                404,
-                f"no such model here: {_shown(model)}; /v1/models lists those there are",
-                code="model_not_found",
-                param="model",
-            ) from None
+            told = f"no such model here: {_shown(model)}; {self._models(rights, model)}"
+            raise RefusalError(404, told, code="model_not_found", param="model") from None
         only = None if extension.experts is None else frozenset(extension.experts)
         without = None if extension.without is None else frozenset(extension.without)
         self._check_known("experts", only or ())
@@ -195,6 +210,14 @@ class Served:
             raise bad_request("the model's name and moiety both name a set", "moiety")
         only = named.only if only is None else only - {ANCHOR}
         return only, named.without if without is None else without
+
+    def _models(self, rights: Rights, model: str) -> str:
+        """What somebody should know who asked for a model that is none."""
+        if not model.startswith((f"{self.name}+", f"{self.name}-")):
+            return "/v1/models lists those there are"
+        own = ", ".join(name for name in self.names[1:] if rights.may_use(name))
+        told = own or "this key has none"
+        return f"{self.name} takes experts after + or after -, not after both, each once: {told}"
 
     def _check_known(self, field: str, names: Iterable[str]) -> None:
         for name in sorted(names):
@@ -208,6 +231,7 @@ class Served:
         bound: Sequence[str],
         only: frozenset[str] | None,
         without: frozenset[str] | None,
+        param: str,
     ) -> frozenset[str]:
         whole = frozenset(bound) - {ANCHOR}
         if (only is not None and only != whole) or whole & (without or frozenset()):
@@ -215,11 +239,13 @@ class Served:
                 403,
                 f"this key is bound to one set: {', '.join([ANCHOR, *sorted(whole)])}",
                 code=NOT_ALLOWED,
-                param="model",
+                param=param,
             )
         return whole
 
-    def _check_allowed(self, rights: Rights, purpose: str | None, only: Sequence[str]) -> None:
+    def _check_allowed(
+        self, rights: Rights, purpose: str | None, only: Sequence[str], param: str
+    ) -> None:
         reasons = [
             f"{name} is not in this release"
             if name not in self._experts
@@ -228,7 +254,7 @@ class Served:
         ]
         told = [reason for reason in reasons if reason is not None]
         if told:
-            raise RefusalError(403, "; ".join(told), code=NOT_ALLOWED, param="moiety.experts")
+            raise RefusalError(403, "; ".join(told), code=NOT_ALLOWED, param=param)
 
     def accept(self, order: Path) -> str:
         """Checks an owner's order against what is served; returns who leaves.
@@ -297,22 +323,11 @@ class Served:
         return "expired" if terms is not None and terms.expired(self._today()) else "served"
 
 
-def _purpose(rights: Rights, said: str | None) -> str | None:
-    """What a request is for: what it says, or the one thing its key may say."""
-    if said is None:
-        return (
-            rights.purposes[0] if len(rights.purposes) == 1 and ANY not in rights.purposes else None
-        )
-    if said == ANY:
-        raise bad_request("'any' is no purpose: say what for", "moiety.purpose")
-    if not _may_say(rights, said):
-        raise RefusalError(
-            403,
-            f"this key may not ask for {said}",
-            code="purpose_not_allowed",
-            param="moiety.purpose",
-        )
-    return said
+def _naming_field(extension: Extension) -> str:
+    """The field by which a request names its set."""
+    if extension.experts is not None:
+        return "moiety.experts"
+    return "model" if extension.without is None else "moiety.without"
 
 
 def _may_say(rights: Rights, purpose: str | None) -> bool:

@@ -18,7 +18,21 @@ class Refused extends Error {
     this.status = status;
     this.code = String(error?.code ?? "");
     this.retry = retry;
+    this.at = performance.now();
   }
+}
+
+// Until a request that was refused may be made again: when the server said, or a second later.
+function pause(refused, signal) {
+  const whole = 1000 * (Number.parseInt(refused.retry ?? "", 10) || 1);
+  return new Promise((done, stopped) => {
+    signal.throwIfAborted();
+    const timer = setTimeout(done, whole - (performance.now() - refused.at));
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      stopped(signal.reason);
+    });
+  });
 }
 
 async function ask(path, how = {}) {

@@ -108,6 +108,11 @@ async function run() {
   };
   byId("stop").ariaDisabled = "false";
   const failures = await Promise.all(panes.map((pane) => pane.run(question)));
+  // What was too much at once is asked again, one set after the other.
+  for (const [place, pane] of panes.entries()) {
+    if (failures[place]?.status !== 429) continue;
+    failures[place] = await pane.again(question, failures[place]);
+  }
   if (panes.some((pane) => pane.root.classList.contains("busy"))) return; // asked anew meanwhile
   byId("stop").ariaDisabled = "true";
   const lost = failures.find((error) => error?.status === 401);

@@ -77,33 +77,48 @@ class Pane {
     this.running?.abort();
   }
 
-  // Asks, and shows what comes until it ends. Returns the failure, if there was one.
-  async run(question) {
+  // Asks, and shows what comes until it ends. Returns the failure, if there was one; after one of
+  // too much at once the pane waits for `again`.
+  run(question) {
     this.stop();
-    const running = (this.running = new AbortController());
-    this.begin(question.prompt);
-    const moiety = { routing: this.roster.routing };
-    if (!this.roster.bound) moiety.experts = this.names.filter((name) => name !== "anchor");
-    if (question.purpose) moiety.purpose = question.purpose;
-    const { purpose, ...rest } = question;
-    const body = { ...rest, model: this.roster.model, moiety, stream: true };
-    body.stream_options = { include_usage: true };
+    this.question = question;
+    this.names = this.chosen;
+    this.running = new AbortController();
+    return this.attempt(null);
+  }
+
+  // Asks once more, as soon as the server said, unless something else was asked meanwhile.
+  async again(question, refused) {
+    return this.question === question ? this.attempt(refused) : refused;
+  }
+
+  async attempt(refused) {
+    const { question, running } = this;
     try {
-      for await (const chunk of completion(body, running.signal)) {
+      if (refused) await pause(refused, running.signal);
+      this.begin(question.prompt);
+      for await (const chunk of completion(this.body(question), running.signal)) {
         if (this.running === running) this.take(chunk);
       }
-      this.end("Done.");
+      if (this.running === running) this.end("Done.");
       return null;
     } catch (error) {
-      if (this.running === running) this.fail(error);
+      if (this.running !== running) return error;
+      if (error.status === 429 && !refused) this.wait(error);
+      else this.fail(error);
       return error;
-    } finally {
-      if (this.running === running) this.root.classList.remove("busy");
     }
   }
 
+  body({ purpose, ...rest }) {
+    const moiety = { routing: this.roster.routing };
+    if (!this.roster.bound) moiety.experts = this.names.filter((name) => name !== "anchor");
+    if (purpose) moiety.purpose = purpose;
+    const how = { stream: true, stream_options: { include_usage: true } };
+    return { ...rest, ...how, model: this.roster.model, moiety };
+  }
+
   begin(prompt) {
-    this.names = this.chosen;
     this.sums = this.names.map(() => 0);
     this.weights = new Map();
     this.count = 0;
@@ -156,9 +171,17 @@ class Pane {
 
   end(words) {
     this.find(".status").textContent = `${words} Used: ${this.used.experts.join(", ")}.`;
+    this.root.classList.remove("busy");
+  }
+
+  wait(refused) {
+    const when = `in ${seconds(refused.retry)} at the earliest`;
+    const words = `${refused.message}. Asked again after the other set, ${when}.`;
+    this.find(".status").textContent = `Too much at once: ${words}`;
   }
 
   fail(error) {
+    this.root.classList.remove("busy");
     const stopped = error.name === "AbortError";
     this.find(".status").textContent = stopped ? "Stopped." : "No whole answer.";
     this.find(".error").textContent = stopped ? "" : inWords(error);
