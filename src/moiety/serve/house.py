@@ -137,8 +137,17 @@ class House:
             told = self.served.unused(self._local)
             more = "requests can name a purpose, or start with --purpose"
             return [f"not used: {'; '.join(told)}; {more}"] if told else []
+        if not self.policy.keys:
+            return ["the policy has no [[keys]]: nobody can ask; moiety serve-key makes a key"]
         lost = unknown_experts(self.policy, self.served.names)
-        return [f"the policy names {name}, which is not in this release" for name in lost]
+        remarks = [f"key {key} names {name}, which is not in this release" for key, name in lost]
+        for key in self.policy.keys.values():
+            told, say = self.served.never_used(key), ", ".join(key.purposes) or "nothing"
+            if told:
+                remarks.append(
+                    f"key {key.id}, which may ask for {say}, can never use {'; '.join(told)}"
+                )
+        return remarks
 
     def enforce(self) -> None:
         """Ends requests that may no longer go on: expert gone, terms over, key changed."""

@@ -237,10 +237,11 @@ def _called(keys: Sequence[Any], at: int) -> str:
     return f"key {keys[at]['id']}" if named else f"key number {at + 1}"
 
 
-def unknown_experts(policy: Policy, names: Iterable[str]) -> list[str]:
-    """Experts that a policy names and this release lacks."""
+def unknown_experts(policy: Policy, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Experts that a policy names and this release lacks, each after the key that names it."""
     known = set(names)
-    told = [
-        name for key in policy.keys.values() for name in (*(key.experts or ()), *(key.bound or ()))
+    return [
+        (key.id, name)
+        for key in policy.keys.values()
+        for name in sorted({*(key.experts or ()), *(key.bound or ())} - known)
     ]
-    return sorted(set(told) - known)
