@@ -258,6 +258,9 @@ def test_each_key_sees_and_gets_its_own(house):
     assert live.get("/v1/models/release+cat", secrets["app"]).status_code == 403
     assert live.get("/metrics", secrets["app"]).status_code == 401
     assert live.get("/metrics", secrets["admin"]).status_code == 200
+    scraped = live.get("/metrics", secrets["admin"]).text
+    assert 'moiety_answers_total{key="admin",status="200"}' in scraped
+    assert 'key="local"' not in scraped
     assert live.get("/v1/models", secrets["admin"]).status_code == 401
 
 

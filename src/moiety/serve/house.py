@@ -13,7 +13,7 @@ from moiety.serve.jobs import Engine, Load
 from moiety.serve.limits import Limits
 from moiety.serve.metrics import Metrics
 from moiety.serve.policy import (
-    LOCAL,
+    ADMIN,
     Policy,
     Rights,
     is_key,
@@ -112,13 +112,13 @@ class House:
         if key is None:
             return None
         if path == "/metrics":
-            return LOCAL if is_key(key, self.policy.admin_hash) else None
+            return ADMIN if is_key(key, self.policy.admin_hash) else None
         return self.policy.find(key)
 
     def find_admin(self, _path: str, key: str | None) -> Rights | None:
         """Who administers."""
         kept = self._admin_hash if self.policy is None else self.policy.admin_hash
-        return LOCAL if key is not None and is_key(key, kept) else None
+        return ADMIN if key is not None and is_key(key, kept) else None
 
     def reload(self) -> list[str]:
         """Reads the policy anew; ends what it no longer allows. Returns what deserves a look.

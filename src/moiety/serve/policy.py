@@ -28,6 +28,9 @@ POLICY_MAX_BYTES = 2**20
 KEY_PREFIX = "moiety-"
 EVERYBODY = "all"
 ANY = "any"
+NOT_KEYS = ("local", "admin")
+"""Whoever asks without a policy, and whoever administers, in metrics and usage."""
+
 
 REMEDY = "begin each key with [[keys]]; moiety serve-key makes one; docs/formats.md has the fields"
 
@@ -39,6 +42,8 @@ def _check_hash(text: str) -> str:
 
 
 def _check_id(text: str) -> str:
+    if text in NOT_KEYS:
+        raise ValueError(f"{text!r} is what metrics and usage call somebody else")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", text):
         raise ValueError("must be at most 63 lower-case letters, digits, '-' and '_', as in my-app")
     return text
@@ -68,7 +73,7 @@ class Rights(_Table):
     do not limit.
     """
 
-    id: KeyName
+    id: str
     experts: Experts | None = ()
     bound: Experts | None = None
     purposes: Annotated[tuple[Purpose, ...], Field(max_length=64)] = ()
@@ -87,6 +92,7 @@ class Rights(_Table):
 class Key(Rights):
     """A key in a policy: ``hash`` is that of the key itself, which nobody keeps."""
 
+    id: KeyName
     hash: KeyHash
 
     @model_validator(mode="after")
@@ -125,7 +131,7 @@ class PolicyPaper(_Table):
 
 
 LOCAL = Rights(
-    id="local",
+    id=NOT_KEYS[0],
     experts=None,
     purposes=(ANY,),
     requests_per_minute=None,
@@ -134,6 +140,9 @@ LOCAL = Rights(
     may_see_routing=True,
 )
 """Whoever asks a server without a policy, which listens on this machine alone."""
+
+ADMIN = LOCAL.model_copy(update={"id": NOT_KEYS[1]})
+"""Whoever has the admin's key."""
 
 
 def local_rights(purpose: str | None) -> Rights:
@@ -178,6 +187,15 @@ class Policy:
 def is_key(secret: str, kept: str | None) -> bool:
     """Whether a key has this hash, in constant time. No hash: no key fits."""
     return kept is not None and hmac.compare_digest(kept, hash_key(secret))
+
+
+def check_id(text: str) -> None:
+    """Raises ``ConfigError`` for what a policy would not take as a key's id."""
+    try:
+        _check_id(text)
+    except ValueError as error:
+        told = f"{papers.harmless(text[:80])}: {error}"
+        raise ConfigError(told, where="ID", remedy="take another id, such as my-app") from None
 
 
 def new_key() -> tuple[str, str]:
