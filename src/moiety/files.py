@@ -108,9 +108,10 @@ def read_toml(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> dict[str, Any]:
     try:
         return tomllib.loads(read_limited(path, max_bytes).decode("utf-8"))
     except FormatError as error:
-        raise ConfigError(error.message, where=path) from None
+        raise ConfigError(error.message, where=path, remedy="name a TOML file") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not TOML: {error}", where=path) from None
+        remedy = "mend it; docs/formats.md shows how it is written"
+        raise ConfigError(f"not TOML: {error}", where=path, remedy=remedy) from None
 
 
 def check_regular(path: Path) -> None:

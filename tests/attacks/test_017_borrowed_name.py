@@ -35,4 +35,4 @@ def test_a_name_that_is_no_key_is_refused(target: Target, keyid: str) -> None:
     envelope = json.loads((target.folder / "signature.json").read_bytes())
     envelope["signatures"][0]["keyid"] = keyid
     (target.folder / "signature.json").write_bytes(canonical_json(envelope))
-    target.refused(FormatError, "not a Envelope")
+    target.refused(FormatError, "not an Envelope")

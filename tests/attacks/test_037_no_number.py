@@ -25,4 +25,4 @@ def test_a_paper_that_is_no_table_is_refused(target: Target, whole: str) -> None
     target.sign(whole.encode())
     target.refused(FormatError, "not JSON|not a Manifest")
     (target.folder / "signature.json").write_text(whole)
-    target.refused(FormatError, "not JSON|not a Envelope")
+    target.refused(FormatError, "not JSON|not an Envelope")

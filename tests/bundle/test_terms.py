@@ -53,7 +53,7 @@ def test_licences_that_pass(tmp_path: Path, licence: str) -> None:
         ('licence = "mine"', "write 'LicenseRef-YOUR-NAME'"),
         ('licence = "LicenseRef-"', "not an SPDX id"),
         ('licence = "LicenseRef-my licence"', "not an SPDX id"),
-        ("licence = 3", "licence: Input should be a valid string"),
+        ("licence = 3", "licence: must be text, in quotes"),
         ('license = "MIT"', "unknown key 'license'.*known are licence, purposes"),
         ("purposes = []", "purposes: .*at least one"),
         ('purposes = "any"', "purposes: "),

@@ -33,7 +33,7 @@ BAD = {
     "unknown preset": (GOOD.replace('folder = "anchor"', 'preset = "huge"'), "anchor.preset"),
     "misspelt key": (GOOD.replace("owner_tokens", "owner_token"), "owner_token: no such key"),
     "misspelt text": (GOOD.replace('test = "amy', 'tset = "amy'), "owners.amy.tset: no such key"),
-    "text of another kind": (GOOD.replace('"amy-test.jsonl"', "3"), "owners.amy.test: Input"),
+    "text of another kind": (GOOD.replace('"amy-test.jsonl"', "3"), "owners.amy.test: must be"),
     "unknown setting": (
         GOOD.replace("windows = 2", "window = 2"),
         "train.batch.window: no such setting",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from moiety.bundle import audits
+from moiety.bundle import audits, papers
 from moiety.errors import ConfigError
 from moiety.files import read_toml
 
@@ -32,11 +32,8 @@ def read_policy(path: Path | None) -> audits.Policy:
     try:
         return audits.Policy.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{key}: {first['msg']}", where=path, remedy="docs/formats.md has the default policy"
-        ) from None
+        remedy = "docs/formats.md has the default policy"
+        raise ConfigError(papers.first_problem(error), where=path, remedy=remedy) from None
 
 
 def _check_known(given: dict[str, Any], known: dict[str, Any], prefix: str, path: Path) -> None:

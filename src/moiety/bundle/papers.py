@@ -17,6 +17,10 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, JsonValue, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator
 
+from moiety.bundle.faults import first_fault as first_fault
+from moiety.bundle.faults import first_problem as first_problem
+from moiety.bundle.faults import harmless as harmless
+from moiety.bundle.faults import words as words
 from moiety.bundle.fields import Digest as Digest
 from moiety.bundle.fields import Paper as Paper
 from moiety.bundle.fields import UtcTime as UtcTime
@@ -68,12 +72,17 @@ def parse_paper(kind: type[PaperType], data: bytes, where: str | Path) -> PaperT
         paper = kind.model_validate_json(data)
         canonical = paper_bytes(paper)
     except ValidationError as error:
-        raise FormatError(f"not a {kind.__name__}: {first_problem(error)}", where=where) from None
+        raise FormatError(f"{_none_of(kind)}: {first_problem(error)}", where=where) from None
     except (ValueError, RecursionError, OverflowError) as error:
-        raise FormatError(f"not a {kind.__name__}: {str(error)[:200]!a}", where=where) from None
+        told = harmless(str(error)[:200])
+        raise FormatError(f"{_none_of(kind)}: {told}", where=where) from None
     if canonical != data:
         raise FormatError("not in canonical form (sorted keys, no spaces)", where=where)
     return paper
+
+
+def _none_of(kind: type[Paper]) -> str:
+    return f"not {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def read_paper(kind: type[PaperType], path: Path, *, max_bytes: int = PAPER_MAX_BYTES) -> PaperType:
@@ -100,13 +109,6 @@ def reading(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", where=where) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """What is wrong, in one line, with nothing in it that could harm a terminal."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part)[:80] for part in first["loc"])
-    return f"{place!a}: {first['msg'][:200]!a}"
 
 
 def _check_owner(name: str) -> str:

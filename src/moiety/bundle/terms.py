@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.functional_validators import AfterValidator
 
+from moiety.bundle.faults import first_problem
 from moiety.errors import ConfigError
 from moiety.files import read_toml
 
@@ -103,9 +104,8 @@ def read_terms(path: Path) -> Terms:
     try:
         return Terms.model_validate(_prepared(table, path))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key = first["loc"][0] if first["loc"] else "terms"
-        raise ConfigError(f"{key}: {first['msg']}", where=path) from None
+        remedy = "docs/formats.md has the fields"
+        raise ConfigError(first_problem(error), where=path, remedy=remedy) from None
 
 
 def _read_table(path: Path) -> dict[str, Any]:

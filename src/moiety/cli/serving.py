@@ -16,6 +16,8 @@ from moiety.errors import ConfigError
 if TYPE_CHECKING:
     from moiety.serve import jobs
 
+PORT_MAX = 65_535
+
 usage = typer.Typer(no_args_is_help=True, help="Who was used, by whom and when.")
 
 Engine = Annotated[
@@ -50,9 +52,12 @@ def serve(
     policy: PolicyFile = None,
     purpose: Purpose = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Public port; 0: any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=PORT_MAX, help="Public port; 0: any free one.")
+    ] = 8000,
     admin_port: Annotated[
-        int | None, typer.Option(help="Port for withdrawals, on 127.0.0.1 always.")
+        int | None,
+        typer.Option(min=0, max=PORT_MAX, help="Port for withdrawals, on 127.0.0.1 always."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What the model is called; default: as the folder.")
@@ -108,6 +113,8 @@ def _loader(
 ) -> Callable[[], jobs.Engine]:
     from moiety.serve import load_engine, load_vllm
 
+    if engine != "vllm" and sizes is not None:
+        raise ConfigError("it is for --engine vllm", where="--vllm-args", remedy="leave it out")
     if engine == "vllm" and device != "cpu":
         raise ConfigError("vLLM takes the device it was built for", where="--device")
 
@@ -126,17 +133,24 @@ def serve_key(
 ) -> None:
     """Make a key for an app. It is shown once; the policy keeps its hash.
 
-    Paste the lines into policy.toml and fill in what the key may have. For the admin port use the
-    hash alone, under [admin].
+    Paste the lines into policy.toml and fill in what the key may have. ID admin is the key of the
+    admin port.
 
     Example: moiety serve-key app
+
+    Example: moiety serve-key admin
     """
     with _extra():
         from moiety.serve import policy
 
     secret, kept = policy.new_key()
+    if id_ == policy.ADMIN.id:
+        lines = ["[admin]", f'hash = "{kept}"']
+    else:
+        policy.check_id(id_)
+        lines = ["[[keys]]", f'id = "{id_}"', f'hash = "{kept}"', "experts = []", "purposes = []"]
     screen.note(f"the key, shown this once: {secret}")
-    screen.say("[[keys]]", f'id = "{id_}"', f'hash = "{kept}"', "experts = []", "purposes = []")
+    screen.say(*lines)
     if as_json:
         screen.print_json({"id": id_, "key": secret, "hash": kept})
 

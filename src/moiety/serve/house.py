@@ -13,7 +13,7 @@ from moiety.serve.jobs import Engine, Load
 from moiety.serve.limits import Limits
 from moiety.serve.metrics import Metrics
 from moiety.serve.policy import (
-    LOCAL,
+    ADMIN,
     Policy,
     Rights,
     is_key,
@@ -108,13 +108,13 @@ class House:
         if key is None:
             return None
         if path == "/metrics":
-            return LOCAL if is_key(key, self.policy.admin_hash) else None
+            return ADMIN if is_key(key, self.policy.admin_hash) else None
         return self.policy.find(key)
 
     def find_admin(self, _path: str, key: str | None) -> Rights | None:
         """Who administers."""
         kept = self._admin_hash if self.policy is None else self.policy.admin_hash
-        return LOCAL if key is not None and is_key(key, kept) else None
+        return ADMIN if key is not None and is_key(key, kept) else None
 
     def reload(self) -> list[str]:
         """Reads the policy anew; ends what it no longer allows. Returns what deserves a look.
@@ -133,8 +133,17 @@ class House:
             told = self.served.unused(self._local)
             more = "requests can name a purpose, or start with --purpose"
             return [f"not used: {'; '.join(told)}; {more}"] if told else []
+        if not self.policy.keys:
+            return ["the policy has no [[keys]]: nobody can ask; moiety serve-key makes a key"]
         lost = unknown_experts(self.policy, self.served.names)
-        return [f"the policy names {name}, which is not in this release" for name in lost]
+        remarks = [f"key {key} names {name}, which is not in this release" for key, name in lost]
+        for key in self.policy.keys.values():
+            told, say = self.served.never_used(key), ", ".join(key.purposes) or "nothing"
+            if told:
+                remarks.append(
+                    f"key {key.id}, which may ask for {say}, can never use {'; '.join(told)}"
+                )
+        return remarks
 
     def enforce(self) -> None:
         """Ends requests that may no longer go on: expert gone, terms over, key changed."""

@@ -11,27 +11,53 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
+import re
 import secrets
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import AfterValidator
 
 from moiety.bundle import papers
-from moiety.errors import ConfigError, FormatError
-from moiety.files import read_limited
+from moiety.errors import ConfigError
+from moiety.files import read_toml
 
 POLICY_MAX_BYTES = 2**20
 KEY_PREFIX = "moiety-"
 EVERYBODY = "all"
 ANY = "any"
+NOT_KEYS = ("local", "admin")
+"""Whoever asks without a policy, and whoever administers, in metrics and usage."""
 
-KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Purpose = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+REMEDY = "begin each key with [[keys]]; moiety serve-key makes one; docs/formats.md has the fields"
+
+
+def _check_hash(text: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise ValueError("must be sha256: and the 64 hex digits that moiety serve-key prints")
+    return text
+
+
+def _check_id(text: str) -> str:
+    if text in NOT_KEYS:
+        raise ValueError(f"{text!r} is what metrics and usage call somebody else")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", text):
+        raise ValueError("must be at most 63 lower-case letters, digits, '-' and '_', as in my-app")
+    return text
+
+
+def _check_purpose(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise ValueError("must be at most 63 lower-case letters, digits and '-', as in research")
+    return text
+
+
+KeyHash = Annotated[str, AfterValidator(_check_hash)]
+KeyName = Annotated[str, AfterValidator(_check_id)]
+Purpose = Annotated[str, AfterValidator(_check_purpose)]
 Limit = Annotated[int, Field(ge=1, le=2**40)]
 Experts = Annotated[tuple[papers.Owner, ...], Field(max_length=4096)]
 
@@ -47,7 +73,7 @@ class Rights(_Table):
     do not limit.
     """
 
-    id: KeyName
+    id: str
     experts: Experts | None = ()
     bound: Experts | None = None
     purposes: Annotated[tuple[Purpose, ...], Field(max_length=64)] = ()
@@ -66,6 +92,7 @@ class Rights(_Table):
 class Key(Rights):
     """A key in a policy: ``hash`` is that of the key itself, which nobody keeps."""
 
+    id: KeyName
     hash: KeyHash
 
     @model_validator(mode="after")
@@ -91,16 +118,20 @@ class PolicyPaper(_Table):
 
     @model_validator(mode="after")
     def _keys_differ(self) -> Self:
-        hashes = [key.hash for key in self.keys] + ([self.admin.hash] if self.admin else [])
-        if len({key.id for key in self.keys}) < len(self.keys):
-            raise ValueError("two keys have one id")
-        if len(set(hashes)) < len(hashes):
-            raise ValueError("a hash occurs twice")
+        ids: set[str] = set()
+        holders = {} if self.admin is None else {self.admin.hash: "the admin"}
+        for key in self.keys:
+            if key.id in ids:
+                raise ValueError(f"two keys have the id {key.id}")
+            if key.hash in holders:
+                raise ValueError(f"{holders[key.hash]} and key {key.id} have one hash")
+            ids.add(key.id)
+            holders[key.hash] = f"key {key.id}"
         return self
 
 
 LOCAL = Rights(
-    id="local",
+    id=NOT_KEYS[0],
     experts=None,
     purposes=(ANY,),
     requests_per_minute=None,
@@ -109,6 +140,9 @@ LOCAL = Rights(
     may_see_routing=True,
 )
 """Whoever asks a server without a policy, which listens on this machine alone."""
+
+ADMIN = LOCAL.model_copy(update={"id": NOT_KEYS[1]})
+"""Whoever has the admin's key."""
 
 
 def local_rights(purpose: str | None) -> Rights:
@@ -155,6 +189,15 @@ def is_key(secret: str, kept: str | None) -> bool:
     return kept is not None and hmac.compare_digest(kept, hash_key(secret))
 
 
+def check_id(text: str) -> None:
+    """Raises ``ConfigError`` for what a policy would not take as a key's id."""
+    try:
+        _check_id(text)
+    except ValueError as error:
+        told = f"{papers.harmless(text[:80])}: {error}"
+        raise ConfigError(told, where="ID", remedy="take another id, such as my-app") from None
+
+
 def new_key() -> tuple[str, str]:
     """A new key, to be shown once, and the hash that a policy keeps."""
     secret = KEY_PREFIX + secrets.token_urlsafe(32)
@@ -172,37 +215,51 @@ def read_policy(path: Path) -> Policy:
     Raises:
         ConfigError: not TOML, an unknown or missing field, a value that is none.
     """
+    table = read_toml(path, POLICY_MAX_BYTES)
     try:
-        table = tomllib.loads(read_limited(path, POLICY_MAX_BYTES).decode("utf-8"))
-        # By way of JSON, whose lists are tuples to a strict model.
-        paper = PolicyPaper.model_validate_json(json.dumps(_spelled_out(table)))
-    except FormatError as error:
-        raise ConfigError(error.message, where=path) from None
+        return Policy(PolicyPaper.model_validate(_spelled_out(table)))
     except ValidationError as error:
-        raise ConfigError(papers.first_problem(error), where=path) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"not a policy: {str(error)[:200]}", where=path) from None
-    return Policy(paper)
+        raise ConfigError(_problem(error, table), where=path, remedy=REMEDY) from None
 
 
 def _spelled_out(table: dict[str, Any]) -> dict[str, Any]:
-    """``experts = "all"`` as the null that it means; a null itself cannot be written in TOML."""
+    """TOML's lists as the tuples that a strict model takes."""
     keys = table.get("keys")
-    if not isinstance(keys, list):
+    return {**table, "keys": tuple(map(_key, keys))} if isinstance(keys, list) else table
+
+
+def _key(table: Any) -> Any:
+    """One key; ``experts = "all"`` is the None that it means, which TOML cannot write."""
+    if not isinstance(table, dict):
         return table
-    return {**table, "keys": [_with_everybody(key) for key in keys]}
+    key = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
+    return {**key, "experts": None} if key.get("experts") == EVERYBODY else key
 
 
-def _with_everybody(key: Any) -> Any:
-    if isinstance(key, dict) and key.get("experts") == EVERYBODY:
-        return {**key, "experts": None}
-    return key
+def _problem(error: ValidationError, table: dict[str, Any]) -> str:
+    """What is wrong with a policy, and of which key."""
+    fault = papers.first_fault(error)
+    place, told = list(fault["loc"]), papers.words(fault)
+    kind: type[BaseModel] = Admin if place[:1] == ["admin"] else PolicyPaper
+    if place[:1] == ["keys"] and len(place) > 1:
+        kind, place[:2] = Key, [_called(table["keys"], int(place[1]))]
+    if fault["type"] == "extra_forbidden":
+        told += f"; there are {', '.join(kind.model_fields)}"
+    names = [papers.harmless(part[:80]) for part in place if isinstance(part, str)]
+    return ": ".join([*names, told])
 
 
-def unknown_experts(policy: Policy, names: Iterable[str]) -> list[str]:
-    """Experts that a policy names and this release lacks."""
+def _called(keys: Sequence[Any], at: int) -> str:
+    """A key by its id, or by its place in the file where it has none."""
+    named = isinstance(keys[at], dict) and isinstance(keys[at].get("id"), str)
+    return f"key {keys[at]['id']}" if named else f"key number {at + 1}"
+
+
+def unknown_experts(policy: Policy, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Experts that a policy names and this release lacks, each after the key that names it."""
     known = set(names)
-    told = [
-        name for key in policy.keys.values() for name in (*(key.experts or ()), *(key.bound or ()))
+    return [
+        (key.id, name)
+        for key in policy.keys.values()
+        for name in sorted({*(key.experts or ()), *(key.bound or ())} - known)
     ]
-    return sorted(set(told) - known)

@@ -132,6 +132,20 @@ class Served:
         reasons = (self.why_not(rights, purpose, name) for name in self.names)
         return [reason for reason in reasons if reason is not None]
 
+    def never_used(self, rights: Rights) -> list[str]:
+        """Experts that a key's policy gives it, and whose terms allow nothing that it may say."""
+        told = []
+        for name in self.names[1:]:
+            terms = self._experts[name].terms
+            if name in self._gone or terms is None or not rights.may_use(name):
+                continue
+            says = terms.purposes if ANY in rights.purposes else rights.purposes
+            if all(self.why_not(rights, purpose, name) for purpose in (None, *says)):
+                ended = terms.expired(self._today())
+                why = f"ended on {terms.expires}" if ended else f"allow {', '.join(terms.purposes)}"
+                told.append(f"{name}, whose terms {why}")
+        return told
+
     def usable(self, rights: Rights, purpose: str | None) -> tuple[str, ...]:
         """Every expert that may be used now, the anchor first."""
         return tuple(n for n in self.names if self.why_not(rights, purpose, n) is None)

@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from moiety.bundle import signing
 from moiety.errors import ConfigError, StateError
 from moiety.serve.admin import admin_app
 from moiety.serve.api import public_app
@@ -68,7 +69,8 @@ class Server:
     """A release being served. ``say`` hears one line at a time of what a person should know.
 
     Raises:
-        ConfigError: a host that is not loopback, without a policy; a policy that does not hold.
+        ConfigError: a host that is not loopback, without a policy; a policy that does not hold; a
+            key for receipts that is none, or without an admin port.
     """
 
     def __init__(self, plan: ServePlan, load: Load, say: Callable[[str], None]) -> None:
@@ -84,6 +86,8 @@ class Server:
                 where="--purpose",
                 remedy="leave it out",
             )
+        if plan.receipt_key is not None:
+            _check_receipts(plan.receipt_key, plan.admin_port)
         self._plan, self._load, self._say = plan, load, say
         name = Path(plan.release).absolute().name if plan.name is None else plan.name
         served = Served(plan.release, name)
@@ -197,6 +201,17 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stop)
+
+
+def _check_receipts(key: Path, admin_port: int | None) -> None:
+    """An owner's order comes long after the start: what it needs is looked at now."""
+    if admin_port is None:
+        raise ConfigError(
+            "it signs receipts of orders, which come to the admin port, and there is none",
+            where="--receipt-key",
+            remedy="give --admin-port too, or leave it out",
+        )
+    signing.load_key(key)
 
 
 def _listener(app: ASGIApp, host: str, port: int) -> _Listener:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moiety.bundle import papers
 from moiety.errors import ConfigError, DataError
 from moiety.family import owner_problem
 from moiety.files import canonical_json
@@ -232,12 +233,9 @@ def _parse(values: Mapping[str, Any], where: str | Path) -> StudyPlan:
     try:
         paper = StudyPlan.model_validate(values)
     except ValidationError as error:
-        faults = error.errors()
-        # A misspelt key is missing, too: what was written is told before what was not.
-        unknown_keys = [one for one in faults if one["type"] == "extra_forbidden"]
-        first = (unknown_keys or faults)[0]
+        first = papers.first_fault(error)
         key = ".".join(map(str, _place(values, first["loc"])))
-        fault = "no such key" if unknown_keys else first["msg"]
+        fault = "no such key" if first["type"] == "extra_forbidden" else papers.words(first)
         raise ConfigError(
             f"{key}: {fault}" if key else fault, where=where, remedy=_keys_beside(first["loc"])
         ) from error
