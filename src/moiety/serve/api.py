@@ -5,8 +5,8 @@ In OpenAI's forms, where OpenAI has one.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -23,6 +23,7 @@ from moiety.serve.door import ClientGoneError, Door, read_body, while_there
 from moiety.serve.house import House
 from moiety.serve.naming import ANCHOR, UnknownModelError, parse_model
 from moiety.serve.policy import Rights
+from moiety.serve.reading import read_request
 from moiety.serve.refusals import RefusalError, bad_request, json_response, not_valid
 from moiety.serve.requests import (
     Asked,
@@ -38,9 +39,11 @@ OPEN = frozenset({"/health", "/openapi.json", *playground.PATHS})
 """What is answered without a key: whether it works, how it is used, and the empty page."""
 
 CLIENT_GONE = 499
+LONG_BYTES = 2**16
+"""A body that is larger is not read in the event loop."""
+
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
-AskedType = TypeVar("AskedType", bound=Asked)
 QueryType = TypeVar("QueryType", RosterQuery, UsageQuery)
 
 
@@ -98,8 +101,9 @@ def _add_answers(app: FastAPI, house: House) -> None:
 
 async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
     rights: Rights = request.state.rights
-    body = await read_body(request.scope, request.receive)
-    asked = parse(kind, body)
+    data = await read_body(request.scope, request.receive)
+    read = partial(read_request, kind, data)
+    asked = await house.work(read) if len(data) > LONG_BYTES else read()
     begun = await begin(house, rights, asked)
     if asked.stream:
         return EventStream(house, begun, usage=asked.wants_usage)
@@ -108,14 +112,6 @@ async def _answer(house: House, request: Request, kind: type[Asked]) -> Response
     finally:
         with suppress(RefusalError):
             await house.runs.finish(begun.run)
-
-
-def parse(kind: type[AskedType], body: Any) -> AskedType:
-    """A body as a request. Raises ``RefusalError`` that names the first field that is wrong."""
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise not_valid(error) from None
 
 
 def _add_models(app: FastAPI, house: House) -> None:
@@ -175,7 +171,7 @@ def _add_own(app: FastAPI, house: House) -> None:
         query = _query(UsageQuery, request)
         key = request.state.rights.id
         try:
-            rows = await asyncio.to_thread(house.books.read, key, query.hours)
+            rows = await house.work(partial(house.books.read, key, query.hours))
         except BooksError as error:
             raise RefusalError(503, str(error), code="usage_not_read") from error
         return json_response({"key": key, "hours": query.hours, "data": rows})
@@ -183,7 +179,8 @@ def _add_own(app: FastAPI, house: House) -> None:
 
 def _query(kind: type[QueryType], request: Request) -> QueryType:
     """A query string. Raises ``RefusalError`` for a field that is unknown, wrong or said twice."""
-    fields = request.query_params.multi_items()
+    # One more than there are is enough to be refused for.
+    fields = request.query_params.multi_items()[: len(kind.model_fields) + 1]
     if len(dict(fields)) < len(fields):
         raise bad_request("a field of the query is there twice")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ async def begin(house: House, rights: Rights, asked: Asked) -> Begun:
     """
     engine = house.ready_engine()
     _check(house, rights, asked)
-    prompts = await asyncio.to_thread(_prompts, house, asked, engine.max_context)
+    prompts = await house.work(partial(_prompts, house, asked, engine.max_context))
     # Again, and no pause until the jobs are submitted: an expert may have left meanwhile.
     engine, chosen = house.ready_engine(), _check(house, rights, asked)
     tokens = sum(len(one.ids) + one.max_tokens * asked.n for one in prompts)

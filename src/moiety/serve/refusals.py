@@ -78,7 +78,9 @@ def not_valid(error: ValidationError) -> RefusalError:
 
 def _is_field(part: int | str) -> bool:
     # Alternatives of a union stand in a place as the names of their types.
-    return isinstance(part, int) or not ("[" in part or part in ("str", "int", "float"))
+    return isinstance(part, int) or not (
+        "[" in part or part in ("str", "int", "float", "constrained-str")
+    )
 
 
 def json_response(
