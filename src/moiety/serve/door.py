@@ -27,6 +27,9 @@ SEND_SECONDS = 30.0
 """A client that takes no byte for so long is gone."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+OWN_SITES = frozenset({"same-origin", "none"})
+"""What a browser says of requests by this server's own page, or by a person."""
+
 NO_KEY = RefusalError(
     401,
     "no such key: send 'Authorization: Bearer KEY'",
@@ -94,6 +97,10 @@ class Door:
         if self._local and _host(headers.get("host", "")) not in LOOPBACK:
             raise RefusalError(
                 403, "this server answers to localhost only", code="host_not_allowed"
+            )
+        if self._local and headers.get("sec-fetch-site", "none") not in OWN_SITES:
+            raise RefusalError(
+                403, "this server answers no other site's pages", code="site_not_allowed"
             )
         if scope["path"] in self._open:
             return None
