@@ -101,10 +101,15 @@ def _add_answers(app: FastAPI, house: House) -> None:
 
 async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
     rights: Rights = request.state.rights
-    data = await read_body(request.scope, request.receive)
-    read = partial(read_request, kind, data)
-    asked = await house.work(read) if len(data) > LONG_BYTES else read()
-    begun = await begin(house, rights, asked)
+    grant = house.limits.enter(rights)
+    try:
+        data = await read_body(request.scope, request.receive)
+        read = partial(read_request, kind, data)
+        asked = await house.work(read) if len(data) > LONG_BYTES else read()
+        begun = await begin(house, rights, asked, grant)
+    except BaseException:
+        house.limits.end(grant, 0)
+        raise
     if asked.stream:
         return EventStream(house, begun, usage=asked.wants_usage)
     try:
@@ -120,12 +125,14 @@ def _add_models(app: FastAPI, house: House) -> None:
     @app.get("/v1/models", responses=answers())
     async def models(request: Request) -> Response:
         """Every model id that this key can use."""
+        house.limits.look(request.state.rights)
         ids = list(_model_ids(house, request.state.rights))
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
 
     @app.get("/v1/models/{model:path}", responses=answers())
     async def model(request: Request, model: str) -> Response:
         """One model id, and the experts a request with it would use now."""
+        house.limits.look(request.state.rights)
         chosen = served.choose(request.state.rights, model, Extension())
         told = {"experts": list(chosen.names), "roster": chosen.digest}
         return json_response({**_model(house, model), "moiety": told})
@@ -161,13 +168,15 @@ def _add_own(app: FastAPI, house: House) -> None:
     @app.get("/v1/roster", **_asked_by(RosterQuery))
     async def roster(request: Request) -> Response:
         """The experts that this key may be given, with terms, and why one may not be used now."""
-        query = _query(RosterQuery, request)
         rights: Rights = request.state.rights
+        house.limits.look(rights)
+        query = _query(RosterQuery, request)
         return json_response(house.served.roster_for(rights, query.purpose))
 
     @app.get("/v1/usage", **_asked_by(UsageQuery))
     async def usage(request: Request) -> Response:
         """What this key used in the latest hours, by hour and expert."""
+        house.limits.look(request.state.rights)
         query = _query(UsageQuery, request)
         key = request.state.rights.id
         try:

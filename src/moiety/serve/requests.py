@@ -210,6 +210,12 @@ class CompletionRequest(Asked):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
 
+    @model_validator(mode="after")
+    def _scores_once(self) -> Self:
+        if self.max_tokens == 0 and self.n > 1:
+            raise ValueError("max_tokens: without a token to follow, n answers are all the same")
+        return self
+
     @property
     def prompts(self) -> list[str | list[int]]:
         """Each text, or each list of token ids."""
