@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -61,10 +62,22 @@ def test_nothing_else_is_a_model(text):
     assert text == "m" or told is not None
 
 
-def test_a_long_id_is_read_quickly():
+@pytest.mark.parametrize("sign", "+-")
+@pytest.mark.parametrize("part", ["a", "a" * 40, ""])
+def test_a_long_id_is_read_quickly(part, sign):
     owners = tuple("-".join("a" * n) for n in range(1, 30))
-    with pytest.raises(UnknownModelError):
-        parse_model("m" + "-a" * 2000, "m", owners)
+    for count in (500, 2_000, 16_000):
+        begun = time.process_time()
+        with pytest.raises(UnknownModelError):
+            parse_model("m" + f"{sign}{part}" * count, "m", owners)
+        assert time.process_time() - begun < 0.02
+
+
+def test_the_longest_id_of_a_release_is_read():
+    owners = tuple(f"{number:02}-" + "b" * 60 for number in range(20))
+    for sign, names in (("-", owners), ("+", (*owners, "anchor"))):
+        found = parse_model(f"m{sign}{sign.join(names)}", "m", owners)
+        assert set(owners) == (found.without or found.only)
 
 
 @pytest.mark.parametrize("name", ["", "a+b", "a/b", "-a", ".hidden", "a b", "ü", "a" * 101, "a\n"])

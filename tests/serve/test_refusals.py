@@ -275,6 +275,17 @@ def test_a_web_page_cannot_reach_a_server_on_this_machine(live, head):
     assert raw(live, head).startswith(b"HTTP/1.1 403")
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "other", ""])
+def test_a_web_page_cannot_make_a_server_on_this_machine_work(live, site):
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+    for url in (live.url, live.admin_url):
+        for path in ("/v1/models/mixture-amy", "/admin/roster", "/health", "/"):
+            error = check_envelope(live.http.get(url + path, headers=headers), 403)
+            assert error["code"] == "site_not_allowed"
+    for own in ("same-origin", "none"):
+        assert live.http.get(f"{live.url}/", headers={"Sec-Fetch-Site": own}).status_code == 200
+
+
 def test_requests_that_are_no_http_do_no_harm(live):
     for text in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G" * 100_000 + b"\r\n\r\n"):
         assert b"200" not in raw(live, text)[:20]

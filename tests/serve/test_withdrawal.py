@@ -183,6 +183,36 @@ def test_in_memory_alone_the_digest_changes_at_once(tiny_world, folder, tmp_path
         assert ids == ["mixture", "mixture+amy", "mixture+cat", "mixture-amy", "mixture-cat"]
 
 
+def test_withdrawals_do_not_wait_for_texts(tiny_world, folder, tmp_path, monkeypatch):
+    signing.new_key(key := tmp_path / "coordinator.pem")
+    of_amy, of_cat = (order_of(tiny_world, one, tmp_path / f"{one}.json") for one in ("amy", "cat"))
+    with serving(plan_of(folder, tmp_path), lambda: load_engine(folder)) as live:
+        texts, came, may_go, told = live.house.texts, threading.Event(), threading.Event(), []
+        encode = texts.encode
+
+        def slow(*text):
+            came.set()
+            assert may_go.wait(60)
+            return encode(*text)
+
+        def ask():
+            told.append(live.post(json=ASK | {"model": NAME}).json()["moiety"]["experts"])
+
+        monkeypatch.setattr(texts, "encode", slow)
+        asking = [threading.Thread(target=ask) for _ in range(40)]
+        for one in asking:
+            one.start()
+        assert came.wait(60)
+        withdrawal.withdraw(folder, "cat", of_cat, in_place=True, key=key)
+        assert settled(lambda: live.house.served.has_left("cat"), 5)
+        done = live.admin("POST", "/admin/withdraw", content=of_amy.read_bytes(), timeout=5)
+        assert done.status_code == 200
+        may_go.set()
+        for one in asking:
+            one.join()
+        assert told == [["anchor", "bob"]] * 40
+
+
 def test_a_roster_that_changes_on_disk_is_followed(tiny_world, folder, tmp_path):
     signing.new_key(tmp_path / "coordinator.pem")
     order = order_of(tiny_world, "cat", tmp_path / "order.json")

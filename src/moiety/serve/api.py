@@ -5,8 +5,8 @@ In OpenAI's forms, where OpenAI has one.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -23,6 +23,7 @@ from moiety.serve.door import ClientGoneError, Door, read_body, while_there
 from moiety.serve.house import House
 from moiety.serve.naming import ANCHOR, UnknownModelError, parse_model
 from moiety.serve.policy import Rights
+from moiety.serve.reading import read_request
 from moiety.serve.refusals import RefusalError, bad_request, json_response, not_valid
 from moiety.serve.requests import (
     Asked,
@@ -39,9 +40,11 @@ OPEN = frozenset({"/health", "/openapi.json", *playground.PATHS})
 """What is answered without a key: whether it works, how it is used, and the empty page."""
 
 CLIENT_GONE = 499
+LONG_BYTES = 2**16
+"""A body that is larger is not read in the event loop."""
+
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
-AskedType = TypeVar("AskedType", bound=Asked)
 QueryType = TypeVar("QueryType", RosterQuery, UsageQuery)
 
 
@@ -99,9 +102,15 @@ def _add_answers(app: FastAPI, house: House) -> None:
 
 async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
     rights: Rights = request.state.rights
-    body = await read_body(request.scope, request.receive)
-    asked = parse(kind, body)
-    begun = await begin(house, rights, asked)
+    grant = house.limits.enter(rights)
+    try:
+        data = await read_body(request.scope, request.receive)
+        read = partial(read_request, kind, data)
+        asked = await house.work(read) if len(data) > LONG_BYTES else read()
+        begun = await begin(house, rights, asked, grant)
+    except BaseException:
+        house.limits.end(grant, 0)
+        raise
     if asked.stream:
         return EventStream(house, begun, usage=asked.wants_usage)
     try:
@@ -111,14 +120,6 @@ async def _answer(house: House, request: Request, kind: type[Asked]) -> Response
             await house.runs.finish(begun.run)
 
 
-def parse(kind: type[AskedType], body: Any) -> AskedType:
-    """A body as a request. Raises ``RefusalError`` that names the first field that is wrong."""
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise not_valid(error) from None
-
-
 def _add_models(app: FastAPI, house: House) -> None:
     served = house.served
 
@@ -126,6 +127,7 @@ def _add_models(app: FastAPI, house: House) -> None:
     @app.get("/v1/models", **_asked_by(RosterQuery))
     async def models(request: Request) -> Response:
         """Every model id that this key can use for a purpose."""
+        house.limits.look(request.state.rights)
         said = _query(RosterQuery, request).purpose
         ids = _model_ids(house, request.state.rights, said)
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
@@ -133,6 +135,7 @@ def _add_models(app: FastAPI, house: House) -> None:
     @app.get("/v1/models/{model:path}", **_asked_by(RosterQuery))
     async def model(request: Request, model: str) -> Response:
         """One model id, and the experts a request with it would use now for a purpose."""
+        house.limits.look(request.state.rights)
         said = Extension(purpose=_query(RosterQuery, request).purpose)
         chosen = served.choose(request.state.rights, model, said)
         told = {"experts": list(chosen.names), "roster": chosen.digest}
@@ -169,17 +172,19 @@ def _add_own(app: FastAPI, house: House) -> None:
     @app.get("/v1/roster", **_asked_by(RosterQuery))
     async def roster(request: Request) -> Response:
         """The experts that this key may be given, with terms, and why one may not be used now."""
-        query = _query(RosterQuery, request)
         rights: Rights = request.state.rights
+        house.limits.look(rights)
+        query = _query(RosterQuery, request)
         return json_response(house.served.roster_for(rights, query.purpose))
 
     @app.get("/v1/usage", **_asked_by(UsageQuery))
     async def usage(request: Request) -> Response:
         """What this key used in the latest hours, by hour and expert."""
+        house.limits.look(request.state.rights)
         query = _query(UsageQuery, request)
         key = request.state.rights.id
         try:
-            rows = await asyncio.to_thread(house.books.read, key, query.hours)
+            rows = await house.work(partial(house.books.read, key, query.hours))
         except BooksError as error:
             raise RefusalError(503, str(error), code="usage_not_read") from error
         return json_response({"key": key, "hours": query.hours, "data": rows})
@@ -187,7 +192,8 @@ def _add_own(app: FastAPI, house: House) -> None:
 
 def _query(kind: type[QueryType], request: Request) -> QueryType:
     """A query string. Raises ``RefusalError`` for a field that is unknown, wrong or said twice."""
-    fields = request.query_params.multi_items()
+    # One more than there are is enough to be refused for.
+    fields = request.query_params.multi_items()[: len(kind.model_fields) + 1]
     if len(dict(fields)) < len(fields):
         raise bad_request("a field of the query is there twice")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -48,24 +47,21 @@ class Begun:
     echoes: Sequence[str]
 
 
-async def begin(house: House, rights: Rights, asked: Asked) -> Begun:
-    """Checks a request, takes its place, and submits its jobs. The caller finishes the run.
+async def begin(house: House, rights: Rights, asked: Asked, grant: Grant) -> Begun:
+    """Checks a request that has its place, and submits its jobs. The caller finishes the run.
 
     Raises:
         RefusalError: whatever is wrong, before any work was done.
     """
     engine = house.ready_engine()
     _check(house, rights, asked)
-    prompts = await asyncio.to_thread(_prompts, house, asked, engine.max_context)
+    prompts = await house.work(partial(_prompts, house, asked, engine.max_context))
     # Again, and no pause until the jobs are submitted: an expert may have left meanwhile.
     engine, chosen = house.ready_engine(), _check(house, rights, asked)
-    tokens = sum(len(one.ids) + one.max_tokens * asked.n for one in prompts)
-    grant = house.limits.take(rights, tokens)
-    try:
-        streams = _submit(engine, _jobs(house, rights, asked, chosen, prompts))
-    except BaseException:
-        house.limits.end(grant, 0)
-        raise
+    # A prompt is computed for each of its choices.
+    tokens = sum(len(one.ids) + one.max_tokens for one in prompts) * asked.n
+    house.limits.take(grant, rights, tokens)
+    streams = _submit(engine, _jobs(house, rights, asked, chosen, prompts))
     return _begun(house, rights, asked, chosen, prompts, streams, grant)
 
 
@@ -184,6 +180,8 @@ def _begun(
         Choice(index, house.texts, asked.stops, len(chosen.slots)) for index in range(len(wanted))
     ]
     prompt_tokens = sum(len(one.ids) for one in prompts)
+    # A prompt is billed once, and counts in its key's minute as often as it is computed.
+    grant.tokens -= prompt_tokens * (asked.n - 1)
     release = partial(house.limits.end, grant)
     run = Run(rights, chosen, prompt_tokens, choices, streams, release)
     house.runs.add(run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moiety.errors import MoietyError, StateError, TrustError
 from moiety.serve.jobs import Engine, Load
@@ -31,6 +32,10 @@ CHECK_SECONDS = 0.5
 LOADING = "the model is being loaded"
 STOPPING = "the server is stopping"
 LOAD_SECONDS = 5
+WORKERS = 4
+"""Threads for what requests ask for. Withdrawals have others, so they never wait for these."""
+
+T = TypeVar("T")
 
 
 class House:
@@ -63,6 +68,7 @@ class House:
         self._local = local_rights(purpose)
         self._admin_hash = admin_hash
         self._changing = asyncio.Lock()
+        self._workers = ThreadPoolExecutor(WORKERS, "moiety-request")
         self._seen = self._roster_state()
 
     def open(self, engine: Engine) -> None:
@@ -100,6 +106,10 @@ class House:
             raise RefusalError(503, told, code="not_ready", headers=headers)
         assert self.engine is not None, "where there is none, that is told"
         return self.engine
+
+    async def work(self, what: Callable[[], T]) -> T:
+        """What a call returns, made in a thread: for what would keep the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, what)
 
     def find(self, path: str, key: str | None) -> Rights | None:
         """Who asks. What is counted is about everybody, so it is for whoever administers."""

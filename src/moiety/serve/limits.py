@@ -37,7 +37,7 @@ class Grant:
     """What one request holds: its place, and the tokens it may use."""
 
     key: str
-    tokens: int
+    tokens: int = 0
 
 
 class Limits:
@@ -45,25 +45,23 @@ class Limits:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._requests: dict[str, Bucket] = {}
-        self._tokens: dict[str, Bucket] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
         self._running: dict[str, int] = {}
 
-    def take(self, rights: Rights, tokens: int) -> Grant:
-        """A place for one request that may use so many tokens. Everything or nothing is taken.
+    def look(self, rights: Rights) -> None:
+        """A question about what is here: as many a minute as requests, but counted by itself.
 
         Raises:
-            RefusalError: 429, with the seconds to wait; 400 for more tokens than a minute has.
+            RefusalError: 429, with the seconds to wait.
         """
-        now = self._clock()
-        if rights.tokens_per_minute is not None and tokens > rights.tokens_per_minute:
-            raise RefusalError(
-                400,
-                f"may use up to {tokens:,} tokens, and key {rights.id} has "
-                f"{rights.tokens_per_minute:,} a minute: ask for fewer with max_tokens",
-                code="too_many_tokens",
-                param="max_tokens",
-            )
+        self._take("questions", rights.id, rights.requests_per_minute, 1)
+
+    def enter(self, rights: Rights) -> Grant:
+        """A place for one request, which counts from now on, whatever becomes of it.
+
+        Raises:
+            RefusalError: 429, with the seconds to wait.
+        """
         running = self._running.get(rights.id, 0)
         if rights.concurrent is not None and running >= rights.concurrent:
             many = "1 request" if running == 1 else f"{running} requests"
@@ -72,34 +70,44 @@ class Limits:
                 BUSY_SECONDS,
                 "concurrency_limit_exceeded",
             )
-        wanted = (
-            ("requests", self._requests, rights.requests_per_minute, 1),
-            ("tokens", self._tokens, rights.tokens_per_minute, tokens),
-        )
-        taken = []
-        for what, buckets, per_minute, amount in wanted:
-            if per_minute is None:
-                continue
-            bucket = _bucket(buckets, rights.id, per_minute, now)
-            seconds = bucket.wait(amount, now)
-            if seconds > 0:
-                words = f"key {rights.id} has used up its {what} a minute, which are {per_minute:,}"
-                raise too_busy(words, seconds, "rate_limit_exceeded")
-            taken.append((bucket, amount))
-        for bucket, amount in taken:
-            bucket.take(amount)
+        self._take("requests", rights.id, rights.requests_per_minute, 1)
         self._running[rights.id] = running + 1
-        return Grant(rights.id, tokens)
+        return Grant(rights.id)
+
+    def take(self, grant: Grant, rights: Rights, tokens: int) -> None:
+        """The tokens that a request with a place may use.
+
+        Raises:
+            RefusalError: 429, with the seconds to wait; 400 for more tokens than a minute has.
+        """
+        if rights.tokens_per_minute is not None and tokens > rights.tokens_per_minute:
+            raise RefusalError(
+                400,
+                f"may use up to {tokens:,} tokens, and key {rights.id} has "
+                f"{rights.tokens_per_minute:,} a minute: ask for fewer with max_tokens or n",
+                code="too_many_tokens",
+                param="max_tokens",
+            )
+        self._take("tokens", grant.key, rights.tokens_per_minute, tokens)
+        grant.tokens = tokens
 
     def end(self, grant: Grant, used_tokens: int) -> None:
         """Gives the place back, and the tokens that were not used."""
         self._running[grant.key] -= 1
-        if grant.key in self._tokens:
-            self._tokens[grant.key].take(used_tokens - grant.tokens)
+        bucket = self._buckets.get(("tokens", grant.key))
+        if bucket is not None:
+            bucket.take(used_tokens - grant.tokens)
 
-
-def _bucket(buckets: dict[str, Bucket], key: str, per_minute: int, now: float) -> Bucket:
-    """The key's bucket; a fresh one when a new policy says another number."""
-    if key not in buckets or buckets[key].per_minute != per_minute:
-        buckets[key] = Bucket(per_minute, now)
-    return buckets[key]
+    def _take(self, what: str, key: str, per_minute: int | None, amount: int) -> None:
+        if per_minute is None:
+            return
+        now = self._clock()
+        bucket = self._buckets.get((what, key))
+        if bucket is None or bucket.per_minute != per_minute:
+            # A fresh one, too, when a new policy says another number.
+            bucket = self._buckets[what, key] = Bucket(per_minute, now)
+        seconds = bucket.wait(amount, now)
+        if seconds > 0:
+            words = f"key {key} has used up its {what} a minute, which are {per_minute:,}"
+            raise too_busy(words, seconds, "rate_limit_exceeded")
+        bucket.take(amount)

@@ -15,7 +15,7 @@ from moiety.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ANCHOR = "anchor"
 LONGEST_OWNER = 63
-"""Characters of an owner's name, so parts of it too."""
+"""Characters of an owner's name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def parse_model(model: str, name: str, experts: Collection[str]) -> Named:
     """
     if model == name:
         return Named()
+    # Nobody is named twice, so what is longer than all names together names no set.
+    if len(model) > len(name) + (LONGEST_OWNER + 1) * (len(experts) + 1):
+        raise UnknownModelError
     known = set(experts) | {ANCHOR}
     if model.startswith(f"{name}+"):
         named = model[len(name) + 1 :].split("+")
@@ -56,22 +59,23 @@ def parse_model(model: str, name: str, experts: Collection[str]) -> Named:
             raise UnknownModelError
         return Named(only=frozenset(named) - {ANCHOR})
     if model.startswith(f"{name}-"):
-        readings = _readings(model[len(name) + 1 :].split("-"), known - {ANCHOR})
+        readings = _readings(model[len(name) + 1 :], known - {ANCHOR})
         if len(readings) == 1 and len(set(readings[0])) == len(readings[0]):
             return Named(without=frozenset(readings[0]))
     raise UnknownModelError
 
 
-def _readings(parts: list[str], experts: Collection[str]) -> list[tuple[str, ...]]:
-    """At most two ways to read ``parts`` as names joined by '-', which names may hold themselves.
+def _readings(words: str, experts: Collection[str]) -> list[tuple[str, ...]]:
+    """At most two ways to read ``words`` as names joined by '-', which names may hold themselves.
 
-    Reads from the end, keeping two readings of each rest: more would change nothing.
+    Keeps two readings of each beginning: more would change nothing.
     """
-    ends: list[list[tuple[str, ...]]] = [[] for _ in parts] + [[()]]
-    for begin in reversed(range(len(parts))):
-        for end in range(begin + 1, min(len(parts), begin + LONGEST_OWNER) + 1):
-            name = "-".join(parts[begin:end])
-            if name in experts:
-                ends[begin] += [(name, *rest) for rest in ends[end]]
-        del ends[begin][2:]
-    return ends[0]
+    words += "-"
+    found: dict[int, list[tuple[str, ...]]] = {0: [()]}
+    for begin in range(len(words)):
+        readings, end = found.get(begin), begin
+        while readings and (end := words.find("-", end + 1, begin + LONGEST_OWNER + 1)) > 0:
+            if (name := words[begin:end]) in experts:
+                ways = found.setdefault(end + 1, [])
+                ways += [(*one, name) for one in readings[: 2 - len(ways)]]
+    return found.get(len(words), [])

@@ -3,13 +3,23 @@
 A known field that is not supported is refused and named, and so is an unknown one: a field that is
 passed over is a promise broken in silence. Where clients send a field whether or not they want it,
 the value that asks for nothing is accepted; null asks for nothing everywhere.
+
+A body may be hostile: of a list that does not hold one item is told, of unknown fields one, and of
+the forms a prompt may have only that of its first item is tried.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 128
@@ -60,8 +70,27 @@ Owner = Annotated[str, Field(min_length=1, max_length=63)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_MAX_CHARS)]
 PurposeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Owners = Annotated[list[Owner], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
+
+def _form(prompt: Any) -> str:
+    """Which of its forms a prompt has, by its first item."""
+    if not isinstance(prompt, list):
+        return "str"
+    if not prompt or isinstance(prompt[0], str):
+        return "list[str]"
+    return "list[list[int]]" if isinstance(prompt[0], list) else "list[int]"
+
+
+_MANY = Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)
+Prompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[str], _MANY, Tag("list[str]")]
+    | Annotated[Ids, Tag("list[int]")]
+    | Annotated[list[Ids], _MANY, Tag("list[list[int]]")],
+    Discriminator(_form),
+]
 
 NOT_SUPPORTED = "not_supported"
 
@@ -70,11 +99,25 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Extension(_Part):
+class _BodyPart(_Part):
+    nothings: ClassVar[dict[str, Nothing]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_field_at_most(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        fields, nothings = cls.model_fields, cls.nothings
+        unknown = [name for name in body if name not in fields and name not in nothings]
+        more = frozenset(unknown[1:])
+        return {name: body[name] for name in body if name not in more} if more else body
+
+
+class Extension(_BodyPart):
     """Our one field: which experts a request uses, what for, and whether it sees the routing."""
 
-    experts: Annotated[list[Owner], Field(max_length=MAX_MESSAGES)] | None = None
-    without: Annotated[list[Owner], Field(max_length=MAX_MESSAGES)] | None = None
+    experts: Owners | None = None
+    without: Owners | None = None
     purpose: PurposeName | None = None
     routing: bool = False
 
@@ -97,24 +140,22 @@ class UsageQuery(_Part):
     hours: Annotated[int, Field(ge=1, le=USAGE_MAX_HOURS)] = 168
 
 
-class StreamOptions(_Part):
+class StreamOptions(_BodyPart):
     """``include_usage`` adds a last chunk that tells tokens."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class Asked(_Part):
+class Asked(_BodyPart):
     """What both bodies have in common."""
-
-    nothings: ClassVar[dict[str, Nothing]] = {}
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -165,9 +206,15 @@ class CompletionRequest(Asked):
 
     nothings: ClassVar[dict[str, Nothing]] = COMPLETION_NOTHINGS
 
-    prompt: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
+    prompt: Prompt
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
+
+    @model_validator(mode="after")
+    def _scores_once(self) -> Self:
+        if self.max_tokens == 0 and self.n > 1:
+            raise ValueError("max_tokens: without a token to follow, n answers are all the same")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -177,18 +224,21 @@ class CompletionRequest(Asked):
         return [prompt] if one else prompt
 
 
-class TextPart(_Part):
+class TextPart(_BodyPart):
     """A part of a message: text, and nothing else."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Part):
+class Message(_BodyPart):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: (
+        str
+        | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    )
 
     @property
     def text(self) -> str:
@@ -203,7 +253,7 @@ class ChatRequest(Asked):
 
     nothings: ClassVar[dict[str, Nothing]] = CHAT_NOTHINGS
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
