@@ -97,10 +97,9 @@ def _add_answers(app: FastAPI, house: House) -> None:
 
 
 async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
-    rights: Rights = request.state.rights
     body = await read_body(request.scope, request.receive)
     asked = parse(kind, body)
-    begun = await begin(house, rights, asked)
+    begun = await begin(house, request.state.key_hash, asked)
     if asked.stream:
         return EventStream(house, begun, usage=asked.wants_usage)
     try:
@@ -124,13 +123,13 @@ def _add_models(app: FastAPI, house: House) -> None:
     @app.get("/v1/models", responses=answers())
     async def models(request: Request) -> Response:
         """Every model id that this key can use."""
-        ids = list(_model_ids(house, request.state.rights))
+        ids = list(_model_ids(house, house.rights(request.state.key_hash)))
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
 
     @app.get("/v1/models/{model:path}", responses=answers())
     async def model(request: Request, model: str) -> Response:
         """One model id, and the experts a request with it would use now."""
-        chosen = served.choose(request.state.rights, model, Extension())
+        chosen = served.choose(house.rights(request.state.key_hash), model, Extension())
         told = {"experts": list(chosen.names), "roster": chosen.digest}
         return json_response({**_model(house, model), "moiety": told})
 
@@ -166,14 +165,14 @@ def _add_own(app: FastAPI, house: House) -> None:
     async def roster(request: Request) -> Response:
         """The experts that this key may be given, with terms, and why one may not be used now."""
         query = _query(RosterQuery, request)
-        rights: Rights = request.state.rights
+        rights = house.rights(request.state.key_hash)
         return json_response(house.served.roster_for(rights, query.purpose))
 
     @app.get("/v1/usage", **_asked_by(UsageQuery))
     async def usage(request: Request) -> Response:
         """What this key used in the latest hours, by hour and expert."""
         query = _query(UsageQuery, request)
-        key = request.state.rights.id
+        key = house.rights(request.state.key_hash).id
         try:
             rows = await asyncio.to_thread(house.books.read, key, query.hours)
         except BooksError as error:
