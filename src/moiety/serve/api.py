@@ -101,13 +101,13 @@ def _add_answers(app: FastAPI, house: House) -> None:
 
 
 async def _answer(house: House, request: Request, kind: type[Asked]) -> Response:
-    rights: Rights = request.state.rights
-    grant = house.limits.enter(rights)
+    key_hash = request.state.key_hash
+    grant = house.limits.enter(house.rights(key_hash))
     try:
         data = await read_body(request.scope, request.receive)
         read = partial(read_request, kind, data)
         asked = await house.work(read) if len(data) > LONG_BYTES else read()
-        begun = await begin(house, rights, asked, grant)
+        begun = await begin(house, key_hash, asked, grant)
     except BaseException:
         house.limits.end(grant, 0)
         raise
@@ -120,6 +120,13 @@ async def _answer(house: House, request: Request, kind: type[Asked]) -> Response
             await house.runs.finish(begun.run)
 
 
+def _rights(house: House, request: Request) -> Rights:
+    """What whoever looks may have now; a look is counted."""
+    rights = house.rights(request.state.key_hash)
+    house.limits.look(rights)
+    return rights
+
+
 def _add_models(app: FastAPI, house: House) -> None:
     served = house.served
 
@@ -127,17 +134,17 @@ def _add_models(app: FastAPI, house: House) -> None:
     @app.get("/v1/models", **_asked_by(RosterQuery))
     async def models(request: Request) -> Response:
         """Every model id that this key can use for a purpose."""
-        house.limits.look(request.state.rights)
+        rights = _rights(house, request)
         said = _query(RosterQuery, request).purpose
-        ids = _model_ids(house, request.state.rights, said)
+        ids = _model_ids(house, rights, said)
         return json_response({"object": "list", "data": [_model(house, one) for one in ids]})
 
     @app.get("/v1/models/{model:path}", **_asked_by(RosterQuery))
     async def model(request: Request, model: str) -> Response:
         """One model id, and the experts a request with it would use now for a purpose."""
-        house.limits.look(request.state.rights)
+        rights = _rights(house, request)
         said = Extension(purpose=_query(RosterQuery, request).purpose)
-        chosen = served.choose(request.state.rights, model, said)
+        chosen = served.choose(rights, model, said)
         told = {"experts": list(chosen.names), "roster": chosen.digest}
         return json_response({**_model(house, model), "moiety": told})
 
@@ -172,17 +179,15 @@ def _add_own(app: FastAPI, house: House) -> None:
     @app.get("/v1/roster", **_asked_by(RosterQuery))
     async def roster(request: Request) -> Response:
         """The experts that this key may be given, with terms, and why one may not be used now."""
-        rights: Rights = request.state.rights
-        house.limits.look(rights)
+        rights = _rights(house, request)
         query = _query(RosterQuery, request)
         return json_response(house.served.roster_for(rights, query.purpose))
 
     @app.get("/v1/usage", **_asked_by(UsageQuery))
     async def usage(request: Request) -> Response:
         """What this key used in the latest hours, by hour and expert."""
-        house.limits.look(request.state.rights)
+        key = _rights(house, request).id
         query = _query(UsageQuery, request)
-        key = request.state.rights.id
         try:
             rows = await house.work(partial(house.books.read, key, query.hours))
         except BooksError as error:

@@ -47,34 +47,23 @@ class Begun:
     echoes: Sequence[str]
 
 
-async def begin(house: House, rights: Rights, asked: Asked, grant: Grant) -> Begun:
+async def begin(house: House, key_hash: str | None, asked: Asked, grant: Grant) -> Begun:
     """Checks a request that has its place, and submits its jobs. The caller finishes the run.
 
     Raises:
         RefusalError: whatever is wrong, before any work was done.
     """
     engine = house.ready_engine()
-    _check(house, rights, asked)
+    house.served.choose(house.rights(key_hash), asked.model, asked.extension)
     prompts = await house.work(partial(_prompts, house, asked, engine.max_context))
-    # Again, and no pause until the jobs are submitted: an expert may have left meanwhile.
-    engine, chosen = house.ready_engine(), _check(house, rights, asked)
+    # Again, and no pause until the jobs are submitted: an expert may have left, a policy changed.
+    engine, rights = house.ready_engine(), house.rights(key_hash)
+    chosen = house.served.choose(rights, asked.model, asked.extension)
     # A prompt is computed for each of its choices.
     tokens = sum(len(one.ids) + one.max_tokens for one in prompts) * asked.n
     house.limits.take(grant, rights, tokens)
     streams = _submit(engine, _jobs(house, rights, asked, chosen, prompts))
     return _begun(house, rights, asked, chosen, prompts, streams, grant)
-
-
-def _check(house: House, rights: Rights, asked: Asked) -> Chosen:
-    chosen = house.served.choose(rights, asked.model, asked.extension)
-    if asked.extension.routing and not rights.may_see_routing:
-        raise RefusalError(
-            403,
-            "this key may not see the routing",
-            code="routing_not_allowed",
-            param="moiety.routing",
-        )
-    return chosen
 
 
 def _prompts(house: House, asked: Asked, limit: int) -> list[Prompt]:

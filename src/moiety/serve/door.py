@@ -74,7 +74,8 @@ class Door:
             self._count(NOBODY, refusal.status)
             await refusal.response()(scope, receive, send)
             return
-        scope.setdefault("state", {})["rights"] = rights
+        # Not the rights: a new policy may come before the body does.
+        scope.setdefault("state", {})["key_hash"] = None if rights is None else rights.hash
         try:
             await self._app(scope, receive, self._counted(rights, _patient(send)))
         except SlowReaderError:

@@ -121,6 +121,17 @@ class House:
             return ADMIN if is_key(key, self.policy.admin_hash) else None
         return self.policy.find(key)
 
+    def rights(self, key_hash: str | None) -> Rights:
+        """What a key that was let in may have at this moment, by its hash.
+
+        Raises:
+            RefusalError: 401 where the policy in force no longer has it.
+        """
+        rights = self._local if self.policy is None else self.policy.by_hash.get(key_hash)
+        if rights is None:
+            raise _no_longer_valid()
+        return rights
+
     def find_admin(self, _path: str, key: str | None) -> Rights | None:
         """Who administers."""
         kept = self._admin_hash if self.policy is None else self.policy.admin_hash
@@ -158,13 +169,13 @@ class House:
     def enforce(self) -> None:
         """Ends requests that may no longer go on: expert gone, terms over, key changed."""
         for run in list(self.runs.now):
-            rights = run.rights if self.policy is None else self.policy.keys.get(run.rights.id)
-            if rights is None:
-                run.end(RefusalError(401, "this key is no longer valid", code="invalid_api_key"))
-                continue
-            reason = self.served.still_allowed(rights, run.chosen)
-            if reason is not None:
-                run.end(RefusalError(403, reason, code="expert_withdrawn"))
+            try:
+                rights = self.rights(run.rights.hash)
+                if rights.id != run.rights.id:
+                    raise _no_longer_valid()
+                self.served.check_still_allowed(rights, run.chosen)
+            except RefusalError as refusal:
+                run.end(refusal)
 
     async def withdraw(self, order: Path) -> dict[str, Any]:
         """Obeys an owner's order: at once in this server, then in the release's folder.
@@ -242,3 +253,8 @@ class House:
                 await self.follow_roster()
             except (TrustError, MoietyError) as error:
                 say(f"the release's folder has changed, and does not hold: {error}")
+
+
+def _no_longer_valid() -> RefusalError:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return RefusalError(401, "this key is no longer valid", code="invalid_api_key", headers=headers)

@@ -70,10 +70,11 @@ class Rights(_Table):
     """What whoever asks may have. An expert's own terms apply on top of it.
 
     ``experts`` of None are all; ``bound`` is the one set that every request uses. Limits of None
-    do not limit.
+    do not limit. ``hash`` is that of the key that was sent; None where none is asked for.
     """
 
     id: str
+    hash: KeyHash | None = None
     experts: Experts | None = ()
     bound: Experts | None = None
     purposes: Annotated[tuple[Purpose, ...], Field(max_length=64)] = ()
@@ -173,13 +174,13 @@ class Policy:
     def __init__(self, paper: PolicyPaper) -> None:
         self.keys = {key.id: key for key in paper.keys}
         self.admin_hash = None if paper.admin is None else paper.admin.hash
-        self._hashes = [(key.hash, key) for key in paper.keys]
+        self.by_hash: dict[str | None, Key] = {key.hash: key for key in paper.keys}
 
     def find(self, secret: str) -> Key | None:
         """Whose key it is. Every key is compared, in constant time: none is found sooner."""
         told, found = hash_key(secret), None
-        for kept, key in self._hashes:
-            if hmac.compare_digest(kept, told):
+        for key in self.keys.values():
+            if hmac.compare_digest(key.hash, told):
                 found = key
         return found
 

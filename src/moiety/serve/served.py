@@ -32,11 +32,15 @@ def utc_today() -> date:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What one request uses: names in the roster's order, the anchor first; and what for."""
+    """What one request uses: names in the roster's order, the anchor first; and what for.
+
+    ``routing``: it is told what its tokens were routed to.
+    """
 
     names: tuple[str, ...]
     slots: tuple[int, ...]
     purpose: str | None
+    routing: bool
     digest: str
 
 
@@ -186,6 +190,13 @@ class Served:
             RefusalError: 404 for a model or a set nobody knows, 403 for what may not be had, 400
                 for a set that is named twice or that has a name nobody knows.
         """
+        if extension.routing and not rights.may_see_routing:
+            raise RefusalError(
+                403,
+                "this key may not see the routing",
+                code="routing_not_allowed",
+                param="moiety.routing",
+            )
         only, without = self._wished(rights, model, extension)
         purpose = purpose_of(rights, extension.purpose)
         param = _naming_field(extension)
@@ -197,14 +208,17 @@ class Served:
             self._check_allowed(rights, purpose, sorted(only), param)
             names = [n for n in self.names if n == ANCHOR or n in only]
         slots = tuple(self.names.index(name) for name in names)
-        return Chosen(tuple(names), slots, purpose, self.digest)
+        return Chosen(tuple(names), slots, purpose, extension.routing, self.digest)
 
-    def still_allowed(self, rights: Rights, chosen: Chosen) -> str | None:
-        """Why a request that is running may not go on; None when it may."""
-        if not _may_say(rights, chosen.purpose):
-            return f"key {rights.id} may no longer ask for {chosen.purpose}"
-        reasons = (self.why_not(rights, chosen.purpose, name) for name in chosen.names)
-        return next((reason for reason in reasons if reason is not None), None)
+    def check_still_allowed(self, rights: Rights, chosen: Chosen) -> None:
+        """Raises ``RefusalError`` (403) when a request that is running may not go on."""
+        told = _no_longer(rights, chosen)
+        if told is not None:
+            raise RefusalError(403, told, code="no_longer_allowed")
+        for name in chosen.names:
+            told = self.why_not(rights, chosen.purpose, name)
+            if told is not None:
+                raise RefusalError(403, told, code="expert_withdrawn")
 
     def _wished(
         self, rights: Rights, model: str, extension: Extension
@@ -346,6 +360,18 @@ def _naming_field(extension: Extension) -> str:
 
 def _may_say(rights: Rights, purpose: str | None) -> bool:
     return purpose is None or ANY in rights.purposes or purpose in rights.purposes
+
+
+def _no_longer(rights: Rights, chosen: Chosen) -> str | None:
+    """Why a key's policy no longer allows what it allowed; None when it does."""
+    if not _may_say(rights, chosen.purpose):
+        return f"key {rights.id} may no longer ask for {chosen.purpose}"
+    if chosen.routing and not rights.may_see_routing:
+        return f"key {rights.id} may no longer see the routing"
+    if rights.bound is not None and {ANCHOR, *rights.bound} != set(chosen.names):
+        return f"key {rights.id} is bound to another set now"
+    lost = [name for name in chosen.names if name != ANCHOR and not rights.may_use(name)]
+    return f"{lost[0]} is no longer among this key's experts" if lost else None
 
 
 def _terms(terms: papers.Terms | None) -> dict[str, Any] | None:
