@@ -72,8 +72,9 @@ def test_an_engine_that_breaks_is_told_in_the_envelope(release, tmp_path, script
         *_, last = events_of(streamed)
         assert last["error"]["code"] == code
         assert set(last["error"]) == {"message", "type", "param", "code"}
-        with pytest.raises(openai.APIError, match=last["error"]["message"]):
+        with pytest.raises(openai.APIError, match=last["error"]["message"]) as caught:
             list(live.client().completions.create(**BODY, stream=True))
+        assert (type(caught.value), caught.value.code) == (openai.APIError, code)
         assert live.house.limits._running["local"] == 0
 
 

@@ -164,6 +164,18 @@ def test_everything_by_keyboard(live, visit):
         assert words == f"“{pieces[place]}” {told}"
 
 
+def test_a_field_that_does_not_hold_is_told_below_as_well(live, visit):
+    tab = visit(live.url).open().ask("ba", tokens=3)
+    assert tab.status(0).startswith("Done.")
+    asked = len(tab.urls)
+    tab.page.fill("#max-tokens", "-5")
+    tab.page.keyboard.press("Control+Enter")
+    words = "Not asked: a field above does not hold."
+    assert [tab.status(number) for number in (0, 1)] == [words] * 2
+    assert len(tab.urls) == asked
+    assert tab.ask("ba", tokens=3).status(0).startswith("Done.")
+
+
 def test_an_owner_who_leaves_ends_the_answer_and_the_switch(tiny_world, release, visit, tmp_path):
     folder = shutil.copytree(release, tmp_path / "release")
     with told_server(folder, tmp_path, endless, wait=0.03, name=NAME) as live:

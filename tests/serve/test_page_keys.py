@@ -29,6 +29,7 @@ def test_a_key_is_asked_for_and_kept_out_of_sight(house, visit):
     page = tab.page
     assert page.locator("#key-part").is_visible()
     assert page.locator("#inside, #problem").filter(visible=True).count() == 0
+    assert tab.console == [], "nothing was asked that the server refuses"
     tab.picture("key")
     for wrong in ("moiety-wrong", secrets["admin"]):
         page.fill("#key", wrong)

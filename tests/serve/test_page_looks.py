@@ -23,6 +23,26 @@ def test_a_phone_scrolls_down_and_never_sideways(live, visit, scheme):
     tab.picture(f"phone-{scheme}")
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_have_the_room_that_they_need_and_bars_begin_in_one_line(live, visit, width):
+    tab = visit(live.url)
+    told = live.get("/v1/roster").json()
+    names = ("hospital", "law-office", "software-house", "a-" * 31 + "a")
+    told["experts"] += [{**told["experts"][1], "name": name} for name in names]
+    tab.page.route("**/v1/roster*", lambda route: route.fulfill(json=told))
+    tab.page.set_viewport_size({"width": width, "height": 780})
+    tab.open()
+    tab.picture(f"names-{width}")
+    lines = """[...document.querySelectorAll(".pane:first-child .name")].map(
+        (one) => one.offsetHeight / Number.parseFloat(getComputedStyle(one).lineHeight))"""
+    *usual, longest = tab.page.evaluate(lines)
+    assert max(usual) < 1.5, "not broken"
+    assert longest >= 1
+    boxes = [bar.bounding_box() for bar in tab.pane(0).locator(".bar").all()]
+    assert len({(box["x"], box["width"]) for box in boxes}) == 1
+    assert boxes[0]["width"] > 32
+
+
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const over = (colours) => {

@@ -54,9 +54,9 @@ def public_app(house: House) -> ASGIApp:
     _add_answers(app, house)
     _add_models(app, house)
     _add_own(app, house)
-    playground.add_page(app)
-    _add_states(app, house)
     local = house.policy is None
+    playground.add_page(app, keys=not local)
+    _add_states(app, house)
     return Door(app, house.find, OPEN, house.metrics.answered, local=local)
 
 

@@ -39,11 +39,17 @@ HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """Adds the page's routes, which are no part of the API's description."""
+def add_page(app: FastAPI, *, keys: bool) -> None:
+    """Adds the page's routes, which are no part of the API's description.
+
+    With ``keys`` the page asks for one first: to find out by a refusal would look like an error.
+    """
     for path, name in _FILES.items():
         file = _FOLDER / name
-        answer = partial(_answer, file.read_bytes(), _KINDS[file.suffix])
+        content = file.read_bytes()
+        if keys and path == "/":
+            content = content.replace(b"<body>", b"<body data-keys>")
+        answer = partial(_answer, content, _KINDS[file.suffix])
         app.add_route(path, answer, methods=["GET"], include_in_schema=False)
 
 

@@ -4,6 +4,7 @@
 const panes = [new Pane("A", byId("panes"), true), new Pane("B", byId("panes"), false)];
 
 async function open() {
+  if (!key && "keys" in document.body.dataset) return askForKey();
   await attempt(async () => {
     await tellRoster();
     byId("key-part").hidden = true;
@@ -26,16 +27,15 @@ async function attempt(what) {
 
 // What the page as a whole cannot do; without a key that fits, it asks for one.
 function complain(error) {
-  const keyless = error.status === 401;
-  if (keyless) {
-    byId("inside").hidden = byId("parts").hidden = byId("forget").hidden = true;
-    byId("key-part").hidden = false;
-    byId("key").focus();
-  }
-  if (!keyless || key) {
-    byId("problem").textContent = inWords(error);
-    byId("problem").hidden = false;
-  }
+  if (error.status === 401) askForKey();
+  byId("problem").textContent = inWords(error);
+  byId("problem").hidden = false;
+}
+
+function askForKey() {
+  byId("inside").hidden = byId("parts").hidden = byId("forget").hidden = true;
+  byId("key-part").hidden = false;
+  byId("key").focus();
 }
 
 function forget() {
@@ -128,6 +128,7 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   run();
 });
+byId("ask").addEventListener("invalid", () => panes.forEach((pane) => pane.notAsked()), true);
 byId("stop").addEventListener("click", stop);
 byId("forget").addEventListener("click", forget);
 byId("purpose").addEventListener("change", open);

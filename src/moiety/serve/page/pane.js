@@ -174,6 +174,12 @@ class Pane {
     this.root.classList.remove("busy");
   }
 
+  notAsked() {
+    if (this.root.classList.contains("busy")) return;
+    this.find(".status").textContent = "Not asked: a field above does not hold.";
+    this.find(".error").hidden = true;
+  }
+
   wait(refused) {
     const when = `in ${seconds(refused.retry)} at the earliest`;
     const words = `${refused.message}. Asked again after the other set, ${when}.`;
