@@ -8,6 +8,8 @@ from tests import makers
 from moiety.bundle import signing
 from moiety.serve.policy import read_policy
 
+RELEASE = "the folder of a release, which 'moiety merge' makes of an anchor and bundles"
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
@@ -17,6 +19,26 @@ def release(tmp_path_factory):
     anchor = makers.make_anchor(folder / "anchor")
     merge(anchor, [makers.make_bundle(folder, anchor, "amy")], folder / "release")
     return folder / "release"
+
+
+def test_a_folder_that_is_no_release_is_named_for_what_it_is(moiety, release, tmp_path):
+    place = release.parent
+    moiety("export", release, "--out", tmp_path / "plain")
+    for folder, told in {
+        place / "amy.expert": "this is an owner's bundle, not a release",
+        place / "amy.run": "this is an owner's run, not a release",
+        place / "anchor": "this is an anchor, not a release",
+        tmp_path / "plain": "this is a plain checkpoint, not a release",
+        tmp_path: "not a release",
+        tmp_path / "nix": "no such folder",
+    }.items():
+        said = moiety("serve", folder)
+        assert said.code == 2
+        assert said.err.splitlines() == [
+            f"error: {told}",
+            f"  where:  {folder}",
+            f"  remedy: name {RELEASE}",
+        ]
 
 
 @pytest.mark.parametrize("option", ["--port", "--admin-port"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -228,13 +229,25 @@ def test_orders_that_are_none_change_nothing(tiny_world, folder, tmp_path):
     good = order_of(tiny_world, "amy", tmp_path / "order.json").read_bytes()
     stranger = tiny.makers.make_bundle(tmp_path, tiny_world.anchor, "amy", seed=9)
     orders.write_order(stranger, tmp_path / "amy.pem", tmp_path / "stranger.json")
-    bad = [b"", b"{}", good[:-2], good.replace(b"payload", b"paylode"), b"\xff" * 100]
-    bad.append((tmp_path / "stranger.json").read_bytes())
+    receipt = json.dumps({"format": "moiety.receipt/1"}).encode()
+    bad = {
+        b"": (400, "not_json", "the body is not JSON: .*send an owner's order.json"),
+        good[:-2]: (400, "not_json", "the body is not JSON"),
+        b"\xff" * 100: (400, "not_json", "the body is not JSON"),
+        b"[" * 9999: (400, "not_json", "the body is not JSON"),
+        b"{}": (403, "order_refused", "no order that 'moiety order withdraw' wrote: .*missing"),
+        receipt: (403, "order_refused", "no order that 'moiety order withdraw' wrote"),
+        good.replace(b"payload", b"paylode"): (403, "order_refused", "paylode: no such field"),
+        good + b" ": (403, "order_refused", "not in canonical form"),
+    }
+    stranger = (tmp_path / "stranger.json").read_bytes()
+    bad[stranger] = (403, "order_refused", "the order is for another bundle of amy.*this release")
     with serving(plan_of(folder, tmp_path), lambda: load_engine(folder)) as live:
         before = live.house.served.digest
-        for data in bad:
+        for data, (status, code, words) in bad.items():
             told = live.admin("POST", "/admin/withdraw", content=data)
-            assert (told.status_code, told.json()["error"]["code"]) == (403, "order_refused")
+            assert (told.status_code, told.json()["error"]["code"]) == (status, code)
+            assert re.search(words, told.json()["error"]["message"])
         assert live.admin("POST", "/admin/withdraw", content=b"x" * 10**6).status_code == 413
         assert live.house.served.digest == before
         assert live.post(json=ASK | {"model": "mixture+amy"}).status_code == 200

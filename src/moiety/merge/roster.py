@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from moiety.bundle import papers
+from moiety.errors import FormatError
 from moiety.files import digest_bytes, read_limited
 from moiety.merge import layout
 
@@ -20,6 +21,14 @@ MAX_EXPERTS = 4096
 
 Digests = Annotated[dict[papers.TensorName, papers.Digest], Field(max_length=16_384)]
 TopK = Annotated[int, Field(ge=1, le=MAX_EXPERTS + 1)]
+
+_OTHER_FOLDERS = {
+    "manifest.json": "an owner's bundle",
+    "anchor.json": "an anchor",
+    "run.json": "an owner's run",
+    "export.json": "a plain checkpoint",
+}
+_REMEDY = "name the folder of a release, which 'moiety merge' makes of an anchor and bundles"
 
 WhyNotStrict = Literal["Its tables were tuned together, on public text that its owners chose."]
 WHY_NOT_STRICT: WhyNotStrict = get_args(WhyNotStrict)[0]
@@ -182,5 +191,16 @@ def roster_digest(roster: Roster) -> str:
 def read_roster(folder: Path) -> tuple[Roster, bytes]:
     """The roster of a release, with its bytes. Raises ``FormatError`` for anything else."""
     path = folder / layout.ROSTER
+    with papers.reading(folder):
+        if not (path.exists() or path.is_symlink()):
+            raise FormatError(_what_else(folder), where=folder, remedy=_REMEDY)
     data = read_limited(path)
     return papers.parse_paper(Roster, data, path), data
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder is that has no roster, for whoever took one thing for another."""
+    for name, what in _OTHER_FOLDERS.items():
+        if (folder / name).is_file():
+            return f"this is {what}, not a release"
+    return "not a release" if folder.is_dir() else "no such folder"

@@ -9,8 +9,9 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from moiety.bundle import orders
-from moiety.errors import ConfigError, TrustError
+from moiety.bundle import orders, papers
+from moiety.errors import ConfigError, FormatError, TrustError
+from moiety.files import parse_json
 from moiety.serve import metrics
 from moiety.serve.api import answers, bare_app
 from moiety.serve.door import Door, read_bytes
@@ -28,13 +29,14 @@ def admin_app(house: House) -> ASGIApp:
     async def withdraw(request: Request) -> Response:
         """Obey an owner's signed order, which is the body."""
         data = await read_bytes(request.receive, orders.ORDER_MAX_BYTES)
+        _check_json(data)
         with tempfile.TemporaryDirectory(prefix="moiety-order-") as folder:
             order = Path(folder) / "order.json"
             order.write_bytes(data)
             try:
                 return json_response(await house.withdraw(order))
             except TrustError as error:
-                raise RefusalError(403, error.message, code="order_refused") from None
+                raise RefusalError(403, _why_refused(error), code="order_refused") from None
 
     @app.post("/admin/reload", responses=answers())
     async def reload() -> Response:
@@ -62,3 +64,18 @@ def admin_app(house: House) -> ASGIApp:
         return
 
     return Door(app, house.find_admin, frozenset(), uncounted, local=True)
+
+
+def _check_json(data: bytes) -> None:
+    try:
+        parse_json(data, "the body")
+    except FormatError as error:
+        told = f"the body is {papers.harmless(error.message[:200])}: send an owner's order.json"
+        raise RefusalError(400, told, code="not_json") from None
+
+
+def _why_refused(error: TrustError) -> str:
+    """In words for whoever was sent the order; ``where`` is a file that is gone by now."""
+    if isinstance(error, FormatError):
+        return f"no order that 'moiety order withdraw' wrote: {error.message}"
+    return f"{error.message} ({error.remedy})" if error.remedy else error.message
