@@ -44,6 +44,7 @@ class ToldEngine:
     """Every job goes as ``script`` says, with a pause before each step."""
 
     max_context = 128
+    most_jobs = 128
     problem: str | None = None
 
     def __init__(self, names: tuple[str, ...], script: Script, wait: float = 0.0) -> None:

@@ -177,6 +177,15 @@ def test_too_long_is_refused_before_any_work(live):
     check_envelope(live.post(json=BODY | {"prompt": ["a"] * 64, "n": 3}), 400, "n")
 
 
+def test_more_answers_than_ever_fit_are_a_400_with_the_number(live):
+    most = live.house.engine.most_jobs
+    assert most == 80
+    for more in ({"n": 81}, {"n": 128}, {"prompt": ["ba"] * 81}, {"prompt": ["ba"] * 27, "n": 4}):
+        error = check_envelope(live.post(json=BODY | more), 400, "n" if "n" in more else "prompt")
+        assert "80" in error["message"]
+    assert live.post(json=BODY | {"n": most}).status_code == 200, "as many fit"
+
+
 def test_tokens_that_nobody_may_send(live):
     assert (
         "no token"

@@ -154,7 +154,8 @@ def test_who_does_not_confirm_a_withdrawal_is_ended(fake, release, monkeypatch):
 
 def test_who_hangs_up_frees_the_place_and_too_many_are_overload(fake, release, monkeypatch):
     async def story(running):
-        streams = [running.submit(ask(PROMPT, **LONG)) for _ in range(2 + 64)]
+        assert running.most_jobs == 2 + 64
+        streams = [running.submit(ask(PROMPT, **LONG)) for _ in range(running.most_jobs)]
         with pytest.raises(Overloaded) as caught:
             running.submit(ask(PROMPT))
         assert 1 <= caught.value.retry_seconds <= 60

@@ -37,6 +37,11 @@ class Limits:
         if min(self.places, self.step_tokens) < 1 or min(self.waiting, self.cache_bytes) < 0:
             raise ConfigError("an engine needs a place, and a token a step")
 
+    @property
+    def jobs(self) -> int:
+        """Jobs that run and wait together at most, where there is one tenant."""
+        return self.places + self.waiting
+
 
 def check_job(job: Job, names: Sequence[str], vocabulary: int, max_context: int) -> None:
     """Raises ``ConfigError`` for a job that no engine of this model can run."""

@@ -7,8 +7,9 @@ still ends with ``[DONE]``.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -18,15 +19,17 @@ from moiety.serve.asking import Begun
 from moiety.serve.choices import Piece
 from moiety.serve.door import ClientGoneError, while_there
 from moiety.serve.house import House
-from moiety.serve.refusals import RefusalError, to_json
+from moiety.serve.refusals import RefusalError, json_response, to_json
 
 _log = logging.getLogger("moiety.serve")
 
 BROKEN = RefusalError(500, "something broke here; it is not your request", code="internal_error")
 DONE = b"data: [DONE]\n\n"
+LONG_PIECES = 512
+"""An answer of more pieces, which are tokens mostly, is not written in the event loop."""
 
 
-async def whole(house: House, begun: Begun) -> dict[str, Any]:
+async def whole(house: House, begun: Begun) -> Response:
     """An answer that is not streamed.
 
     Raises:
@@ -38,7 +41,12 @@ async def whole(house: House, begun: Begun) -> dict[str, Any]:
     async with aclosing(house.runs.pieces(begun.run)) as pieces:
         async for piece in pieces:
             found[piece.index].append(piece)
-    return begun.form.whole(found, begun.run.usage, begun.run.extension())
+    write = partial(_written, begun, found)
+    return await house.work(write) if sum(map(len, found)) > LONG_PIECES else write()
+
+
+def _written(begun: Begun, found: Sequence[list[Piece]]) -> Response:
+    return json_response(begun.form.whole(found, begun.run.usage, begun.run.extension()))
 
 
 async def events(house: House, begun: Begun, *, usage: bool) -> AsyncGenerator[bytes]:

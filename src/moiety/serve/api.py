@@ -114,7 +114,8 @@ async def _answer(house: House, request: Request, kind: type[Asked]) -> Response
     if asked.stream:
         return EventStream(house, begun, usage=asked.wants_usage)
     try:
-        return json_response(await while_there(request.receive, whole(house, begun)))
+        answer: Response = await while_there(request.receive, whole(house, begun))
+        return answer
     finally:
         with suppress(RefusalError):
             await house.runs.finish(begun.run)

@@ -55,6 +55,7 @@ async def begin(house: House, key_hash: str | None, asked: Asked, grant: Grant) 
     """
     engine = house.ready_engine()
     house.served.choose(house.rights(key_hash), asked.model, asked.extension)
+    _check_number(asked, min(MAX_CHOICES, engine.most_jobs))
     prompts = await house.work(partial(_prompts, house, asked, engine.max_context))
     # Again, and no pause until the jobs are submitted: an expert may have left, a policy changed.
     engine, rights = house.ready_engine(), house.rights(key_hash)
@@ -66,6 +67,13 @@ async def begin(house: House, key_hash: str | None, asked: Asked, grant: Grant) 
     return _begun(house, rights, asked, chosen, prompts, streams, grant)
 
 
+def _check_number(asked: Asked, most: int) -> None:
+    prompts = len(asked.prompts) if isinstance(asked, CompletionRequest) else 1
+    if prompts * asked.n > most:
+        told = f"prompts times n is {prompts * asked.n}, and this server takes {most} at once"
+        raise bad_request(told, "n" if asked.n > 1 else "prompt")
+
+
 def _prompts(house: House, asked: Asked, limit: int) -> list[Prompt]:
     """Every prompt as tokens. Runs in a thread: a long text takes a while."""
     texts = house.texts
@@ -75,8 +83,6 @@ def _prompts(house: House, asked: Asked, limit: int) -> list[Prompt]:
         most = asked.max_completion_tokens or asked.max_tokens
         return [Prompt(tuple(ids), _room(ids, most, limit, limit, "messages"))]
     assert isinstance(asked, CompletionRequest)
-    if len(asked.prompts) * asked.n > MAX_CHOICES:
-        raise bad_request(f"prompts times n is more than {MAX_CHOICES}", "n")
     found = []
     for one in asked.prompts:
         ids = texts.encode(one, limit, "prompt") if isinstance(one, str) else _own_ids(house, one)

@@ -49,6 +49,7 @@ class LocalEngine:
         self._limits = limits = limits or Limits()
         self.names = tuple(mixture.names)
         self.max_context = int(mixture.backbone.config.max_position_embeddings)
+        self.most_jobs = limits.jobs
         self._vocabulary = int(mixture.backbone.config.vocab_size)
         with torch.inference_mode():
             self._stepper = Stepper(

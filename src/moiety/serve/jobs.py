@@ -112,6 +112,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def most_jobs(self) -> int:
+        """Jobs that run and wait together at most, where nobody else asks."""
+        ...
+
+    @property
     def problem(self) -> str | None:
         """Why no job can be taken now, in words for whoever asks; None when jobs are taken."""
         ...

@@ -99,6 +99,7 @@ class VllmEngine:
         self.names = self._maker.names
         self.max_context = self._maker.max_context
         self._limits = Limits(places=sizes.max_num_seqs)
+        self.most_jobs = self._limits.jobs
         self._waiting = WaitingRoom(self._limits.waiting)
         self._change = threading.Condition()
         self._state = _State()
