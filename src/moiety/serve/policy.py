@@ -174,7 +174,7 @@ def read_policy(path: Path) -> Policy:
         ConfigError: not TOML, an unknown or missing field, a value that is none.
     """
     try:
-        table = tomllib.loads(read_limited(path, POLICY_MAX_BYTES).decode("utf-8"))
+        table = tomllib.loads(read_limited(path, POLICY_MAX_BYTES, follow=True).decode("utf-8"))
         # By way of JSON, whose lists are tuples to a strict model.
         paper = PolicyPaper.model_validate_json(json.dumps(_spelled_out(table)))
     except FormatError as error:
