@@ -76,14 +76,18 @@ def parse_json(data: bytes, where: str | Path) -> Any:
         raise FormatError(f"not JSON: {error}", where=where) from error
 
 
-def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> bytes:
+def read_limited(path: Path, max_bytes: int = PAPER_MAX_BYTES, *, follow: bool = False) -> bytes:
     """The bytes of a regular file, refused before reading when it is larger than ``max_bytes``.
+
+    ``follow`` links only where a person named this very file: secrets are mounted as links. What
+    lies in a folder of somebody else's making must not lead out of it.
 
     Raises:
         FormatError: too large, a link, a device, or not there.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        links = 0 if follow else os.O_NOFOLLOW
+        handle = os.open(path, os.O_RDONLY | links | os.O_NONBLOCK)
     except OSError as error:
         raise FormatError(f"cannot open: {error.strerror}", where=path) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -106,7 +110,7 @@ def read_toml(path: Path, max_bytes: int = PAPER_MAX_BYTES) -> dict[str, Any]:
         ConfigError: no such file, too large, or not TOML.
     """
     try:
-        return tomllib.loads(read_limited(path, max_bytes).decode("utf-8"))
+        return tomllib.loads(read_limited(path, max_bytes, follow=True).decode("utf-8"))
     except FormatError as error:
         raise ConfigError(error.message, where=path, remedy="name a TOML file") from None
     except (ValueError, RecursionError) as error:

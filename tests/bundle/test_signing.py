@@ -68,6 +68,14 @@ def test_a_new_key_is_private_and_its_halves_belong_together(tmp_path: Path, nam
     assert signing.key_id(signing.load_key(secret).public_key()) == keyid
 
 
+def test_a_key_may_be_a_link_as_mounted_secrets_are(tmp_path: Path) -> None:
+    keyid = signing.new_key(tmp_path / "clinic")
+    for name in ("clinic.pem", "clinic.pub"):
+        (tmp_path / f"linked-{name}").symlink_to(name)
+    assert signing.load_public(tmp_path / "linked-clinic.pub") == keyid
+    assert signing.key_id(signing.load_key(tmp_path / "linked-clinic.pem").public_key()) == keyid
+
+
 @pytest.mark.parametrize("taken", ["clinic.pem", "clinic.pub"])
 def test_no_key_is_written_over(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).write_text("precious")

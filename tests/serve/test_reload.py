@@ -63,6 +63,7 @@ def test_nobody_is_served_what_a_new_policy_forbids(release, tmp_path):
         crowd = [Asking(live.url, secrets[key], model, stop) for key, model in pairs * 2]
         for one in crowd:
             one.start()
+        assert settled(lambda: all(one.told for one in crowd), 60)
         for number in range(1, FLIPS + 1):
             time.sleep(0.5)
             path.write_text(policies[number % 2], "utf-8")
@@ -219,3 +220,21 @@ def test_what_a_new_policy_ends_says_so_and_blames_no_owner(slow, ask, change, w
     told = ends_with(slow, ask, change)
     assert (told["code"], told["type"]) == ("no_longer_allowed", "permission_error")
     assert words in told["message"]
+
+
+def test_a_policy_may_be_a_link_as_mounted_secrets_are(quick, tmp_path):
+    for version, text in (("1", quick.text), ("2", quick.text.replace('["amy", "bob"]', "[]"))):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "policy.toml").write_text(text, "utf-8")
+    (tmp_path / "now").symlink_to("1")
+    quick.path.unlink()
+    quick.path.symlink_to("now/policy.toml")
+    for version, experts in (("1", ["anchor", "amy", "bob"]), ("2", ["anchor"])):
+        (tmp_path / "next").symlink_to(version)
+        (tmp_path / "next").rename(tmp_path / "now")
+        live, key = quick.live, quick.secrets["app"]
+        assert live.admin("POST", "/admin/reload", quick.secrets["admin"]).status_code == 200
+        assert live.post(json=SHORT, key=key).json()["moiety"]["experts"] == experts
+    (tmp_path / "2" / "policy.toml").unlink()
+    told = live.admin("POST", "/admin/reload", quick.secrets["admin"])
+    assert (told.status_code, "the old policy stays" in told.text) == (400, True)

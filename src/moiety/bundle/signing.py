@@ -81,7 +81,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 def load_key(path: Path) -> Ed25519PrivateKey:
     """The private key in ``KEY.pem``. Raises ``ConfigError`` when there is none."""
     try:
-        key = load_pem_private_key(read_limited(path, _KEY_MAX_BYTES), password=None)
+        key = load_pem_private_key(read_limited(path, _KEY_MAX_BYTES, follow=True), password=None)
     except FormatError as error:
         remedy = "make one with 'moiety keys new'"
         raise ConfigError(f"no key: {error.message}", where=path, remedy=remedy) from None
@@ -96,7 +96,7 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 def load_public(path: Path) -> str:
     """The id of the public key in ``KEY.pub``. Raises ``FormatError`` when it holds none."""
     try:
-        key = load_pem_public_key(read_limited(path, _KEY_MAX_BYTES))
+        key = load_pem_public_key(read_limited(path, _KEY_MAX_BYTES, follow=True))
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FormatError("not a public key in PEM", where=path) from None
     if not isinstance(key, Ed25519PublicKey):

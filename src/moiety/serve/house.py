@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moiety.errors import MoietyError, StateError, TrustError
+from moiety.errors import MoietyError, StateError
 from moiety.serve.jobs import Engine, Load
 from moiety.serve.limits import Limits
 from moiety.serve.metrics import Metrics
@@ -28,7 +30,13 @@ from moiety.serve.served import Served
 from moiety.serve.texts import Texts
 from moiety.serve.usage import Books
 
+_log = logging.getLogger("moiety.serve")
+
 CHECK_SECONDS = 0.5
+LOOKS = 4
+"""So often in a row a folder may fail to hold: it may be copied there file by file."""
+
+DOUBT = "the release's folder has changed, and does not hold"
 LOADING = "the model is being loaded"
 STOPPING = "the server is stopping"
 LOAD_SECONDS = 5
@@ -69,7 +77,8 @@ class House:
         self._admin_hash = admin_hash
         self._changing = asyncio.Lock()
         self._workers = ThreadPoolExecutor(WORKERS, "moiety-request")
-        self._seen = self._roster_state()
+        self._seen: tuple[int, ...] | None = None
+        self._failed_looks = 0
 
     def open(self, engine: Engine) -> None:
         """From now on requests are answered.
@@ -96,6 +105,9 @@ class House:
             return self.problem
         if self.books.problem is not None:
             return f"usage cannot be written: {self.books.problem}"
+        if self._failed_looks >= LOOKS:
+            # Somebody may have left, and it cannot be known who.
+            return DOUBT
         return LOADING if self.engine is None else self.engine.problem
 
     def ready_engine(self) -> Engine:
@@ -210,7 +222,8 @@ class House:
                 f"{name} is out of this server, and the release's folder is as it was: {error}",
                 code="folder_not_written",
             ) from None
-        self._adopt()
+        with suppress(MoietyError, OSError):  # whoever watches the folder looks again
+            await self._adopt()
         return {"on_disk": True, "receipt": done["receipt"], "flags": done["flags"]}
 
     def _receipt_place(self, name: str) -> Path:
@@ -224,35 +237,54 @@ class House:
             slots = [self.served.names.index(name) for name in names]
             await asyncio.to_thread(self.engine.remove, slots)
 
-    def _adopt(self) -> list[str]:
-        self._seen = self._roster_state()
-        return self.served.read_again()
+    async def _adopt(self) -> None:
+        """Takes out whoever has left the release's folder since it was last taken over.
 
-    def _roster_state(self) -> tuple[int, int] | None:
+        Raises:
+            MoietyError: it does not hold.
+        """
+        state = self._roster_state()
+        if state is not None and state == self._seen:
+            return
+        await self._take_out(await asyncio.to_thread(self.served.read_again))
+        # Not before: a look that came to nothing is no look.
+        self._seen = state
+
+    def _roster_state(self) -> tuple[int, ...] | None:
         try:
             state = (self.served.folder / "roster.json").stat()
         except OSError:
             return None
-        return state.st_ino, state.st_mtime_ns
-
-    async def follow_roster(self) -> None:
-        """Takes out whoever has left the release's folder since it was last looked at."""
-        if self._changing.locked() or self._roster_state() in (self._seen, None):
-            return
-        async with self._changing:
-            gone = await asyncio.to_thread(self._adopt)
-            await self._take_out(gone)
+        # Whoever copies may set the time of the last change, but not that of the last touch.
+        return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     async def watch(self, say: Callable[[str], None]) -> None:
-        """Runs as long as the server: ends what terms, a policy or a new roster end."""
+        """Runs as long as the server: ends what terms, a policy or a new roster end.
+
+        While it cannot be known who has left the folder, requests are refused.
+        """
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            self.runs.bill_running()
-            self.enforce()
             try:
-                await self.follow_roster()
-            except (TrustError, MoietyError) as error:
-                say(f"the release's folder has changed, and does not hold: {error}")
+                self.runs.bill_running()
+                self.enforce()
+                if self._changing.locked():
+                    continue
+                async with self._changing:
+                    await self._adopt()
+            except Exception as error:
+                self._failed(error, say)
+            else:
+                if self._failed_looks >= LOOKS:
+                    say("the release's folder holds again")
+                self._failed_looks = 0
+
+    def _failed(self, error: Exception, say: Callable[[str], None]) -> None:
+        self._failed_looks += 1
+        if self._failed_looks == 1 and not isinstance(error, MoietyError | OSError):
+            _log.error("what runs could not be looked after", exc_info=error)
+        if self._failed_looks == LOOKS:
+            say(f"{DOUBT}, so requests are refused: {error}")
 
 
 def _no_longer_valid() -> RefusalError:

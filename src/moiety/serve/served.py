@@ -313,23 +313,27 @@ class Served:
         return {"receipt": str(done.receipt), "roster": done.digest, "flags": done.flags}
 
     def read_again(self) -> list[str]:
-        """Reads the folder's roster anew; returns who has left it since. Newcomers are not loaded.
+        """Reads the folder's roster anew; returns who of those that were loaded is not in it.
+
+        Newcomers are not loaded.
 
         Raises:
             TrustError: what lies there now does not hold, or is another anchor's.
         """
         release = open_release(self.folder)
         if release.roster.anchor != self._release.roster.anchor:
-            raise PolicyError("another anchor's release lies here now", where=self.folder)
+            remedy = "start the server anew"
+            raise PolicyError(
+                "another anchor's release lies here now", where=self.folder, remedy=remedy
+            )
         bundles = {expert.name: expert.bundle for expert in release.roster.experts}
-        new = [name for name in self.names[1:] if name not in self._gone]
-        new = [name for name in new if bundles.get(name) != self._experts[name].bundle]
-        self.leave(new)
+        gone = [n for n in self.names[1:] if bundles.get(n) != self._experts[n].bundle]
+        self.leave(gone)
         roster, loaded = release.roster, self._release.roster
         # Tables that were tuned, or another number of experts a token, are served until a restart.
         if (roster.strict, roster.top_k) == (loaded.strict, loaded.top_k):
             self._release = release
-        return new
+        return gone
 
     def describe(self) -> list[dict[str, Any]]:
         """Every expert that was loaded, with its terms: all of it for whoever administers."""
