@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +31,7 @@ SEND_SECONDS = 30.0
 """A client that takes no byte for so long is gone."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-NO_KEY = RefusalError(
-    401,
-    "no such key: send 'Authorization: Bearer KEY'",
-    code="invalid_api_key",
-    headers={"WWW-Authenticate": "Bearer"},
-)
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
 _log = logging.getLogger("moiety.serve")
 
 NOBODY = "-"
@@ -102,7 +98,13 @@ class Door:
             return None
         rights = self._find(scope["path"], _bearer(headers))
         if rights is None:
-            raise NO_KEY
+            # Made anew each time: one that is raised again keeps the frames of every time before.
+            raise RefusalError(
+                401,
+                "no such key: send 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return rights
 
 
@@ -115,10 +117,9 @@ def _bearer(headers: Headers) -> str | None:
 
 
 def _host(told: str) -> str:
-    """The name in a Host header, without the port."""
-    if told.startswith("["):
-        return told[1:].partition("]")[0]
-    return told.rpartition(":")[0] if ":" in told else told
+    """The name in a Host header, without the port; nothing where there is more than both."""
+    found = _HOST.fullmatch(told)
+    return found[1] or found[2] if found else ""
 
 
 def _patient(send: Send) -> Send:
