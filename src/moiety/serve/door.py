@@ -27,8 +27,6 @@ DRAIN_MAX_BYTES = 16 * BODY_MAX_BYTES
 """So much of a body that is too large is read and dropped, so that its sender hears why."""
 
 READ_SECONDS = 30.0
-SEND_SECONDS = 30.0
-"""A client that takes no byte for so long is gone."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
@@ -38,10 +36,6 @@ NOBODY = "-"
 Count = Callable[[str, int], None]
 Find = Callable[[str, str | None], Rights | None]
 """(path, key sent) to what whoever sent it may have; None: not let in."""
-
-
-class SlowReaderError(Exception):
-    """A client that does not take what it asked for."""
 
 
 class Door:
@@ -72,9 +66,7 @@ class Door:
             return
         scope.setdefault("state", {})["rights"] = rights
         try:
-            await self._app(scope, receive, self._counted(rights, _patient(send)))
-        except SlowReaderError:
-            return
+            await self._app(scope, receive, self._counted(rights, send))
         except Exception:
             # It has been answered with a 500; the connection need not end for it.
             _log.exception("a request broke")
@@ -120,16 +112,6 @@ def _host(told: str) -> str:
     """The name in a Host header, without the port; nothing where there is more than both."""
     found = _HOST.fullmatch(told)
     return found[1] or found[2] if found else ""
-
-
-def _patient(send: Send) -> Send:
-    async def patient(message: Message) -> None:
-        try:
-            await asyncio.wait_for(send(message), SEND_SECONDS)
-        except TimeoutError:
-            raise SlowReaderError from None
-
-    return patient
 
 
 async def read_body(scope: Scope, receive: Receive) -> Any:

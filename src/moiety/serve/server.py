@@ -19,7 +19,7 @@ from moiety.serve.api import public_app
 from moiety.serve.door import LOOPBACK
 from moiety.serve.house import STOPPING, House
 from moiety.serve.jobs import Engine
-from moiety.serve.lines import Line
+from moiety.serve.lines import Line, allow_files, once_a_minute
 from moiety.serve.policy import new_key
 from moiety.serve.refusals import RefusalError
 from moiety.serve.served import Served
@@ -120,6 +120,7 @@ class Server:
             StateError: a port is taken.
             MoietyError: the engine cannot be loaded.
         """
+        allow_files()
         try:
             asyncio.run(self.serve())
         finally:
@@ -145,6 +146,7 @@ class Server:
     async def serve(self) -> None:
         """What ``run`` runs."""
         self._catch_signals()
+        asyncio.get_running_loop().set_exception_handler(once_a_minute(self._say))
         loading = asyncio.ensure_future(self._open())
         watching = asyncio.ensure_future(self._house.watch(self._say))
         listening = [asyncio.ensure_future(_listen(one)) for one in self._listeners]
@@ -208,6 +210,7 @@ def _listener(app: ASGIApp, host: str, port: int) -> _Listener:
         ws="none",
         http=Line,
         log_config=None,
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
