@@ -149,7 +149,8 @@ def test_many_choices_are_taken_whole_or_not_at_all(release, tmp_path):
 
 
 def test_a_slow_reader_holds_little_and_is_dropped(release, tmp_path, monkeypatch):
-    monkeypatch.setattr(door, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr("moiety.serve.lines.WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("moiety.serve.lines.LOOK_SECONDS", 0.1)
     with told(release, tmp_path, endless) as live:
         engine = live.house.engine
         engine.max_context = 10**7

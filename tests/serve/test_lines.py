@@ -62,7 +62,8 @@ def trickle(line: socket.socket) -> None:
 
 
 def test_a_head_that_never_ends_is_not_waited_for(server, monkeypatch):
-    monkeypatch.setattr(lines, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(lines, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(lines, "LOOK_SECONDS", 0.1)
     for begun in (b"", b"GET /health HT", HEAD):
         with connect(server) as line:
             line.sendall(begun)
@@ -78,7 +79,8 @@ def test_a_head_that_never_ends_is_not_waited_for(server, monkeypatch):
 
 
 def test_a_whole_request_is_not_hurried(server, monkeypatch):
-    monkeypatch.setattr(lines, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(lines, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(lines, "LOOK_SECONDS", 0.1)
     step = server.house.engine._stepper.step
     server.house.engine._stepper.step = lambda: time.sleep(0.1) or step()
     with connect(server) as line:

@@ -277,6 +277,8 @@ def raw(live, text: bytes) -> bytes:
     [
         b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: localhost.evil.example:80\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: [::1]evil.example\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:80.evil.example\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n",
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,29 +24,18 @@ DRAIN_MAX_BYTES = 16 * BODY_MAX_BYTES
 """So much of a body that is too large is read and dropped, so that its sender hears why."""
 
 READ_SECONDS = 30.0
-SEND_SECONDS = 30.0
-"""A client that takes no byte for so long is gone."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OWN_SITES = frozenset({"same-origin", "none"})
 """What a browser says of requests by this server's own page, or by a person."""
 
-NO_KEY = RefusalError(
-    401,
-    "no such key: send 'Authorization: Bearer KEY'",
-    code="invalid_api_key",
-    headers={"WWW-Authenticate": "Bearer"},
-)
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
 _log = logging.getLogger("moiety.serve")
 
 NOBODY = "-"
 Count = Callable[[str, int], None]
 Find = Callable[[str, str | None], Rights | None]
 """(path, key sent) to what whoever sent it may have; None: not let in."""
-
-
-class SlowReaderError(Exception):
-    """A client that does not take what it asked for."""
 
 
 class Door:
@@ -77,9 +67,7 @@ class Door:
         # Not the rights: a new policy may come before the body does.
         scope.setdefault("state", {})["key_hash"] = None if rights is None else rights.hash
         try:
-            await self._app(scope, receive, self._counted(rights, _patient(send)))
-        except SlowReaderError:
-            return
+            await self._app(scope, receive, self._counted(rights, send))
         except Exception:
             # It has been answered with a 500; the connection need not end for it.
             _log.exception("a request broke")
@@ -107,7 +95,13 @@ class Door:
             return None
         rights = self._find(scope["path"], _bearer(headers))
         if rights is None:
-            raise NO_KEY
+            # Made anew each time: one that is raised again keeps the frames of every time before.
+            raise RefusalError(
+                401,
+                "no such key: send 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return rights
 
 
@@ -120,20 +114,9 @@ def _bearer(headers: Headers) -> str | None:
 
 
 def _host(told: str) -> str:
-    """The name in a Host header, without the port."""
-    if told.startswith("["):
-        return told[1:].partition("]")[0]
-    return told.rpartition(":")[0] if ":" in told else told
-
-
-def _patient(send: Send) -> Send:
-    async def patient(message: Message) -> None:
-        try:
-            await asyncio.wait_for(send(message), SEND_SECONDS)
-        except TimeoutError:
-            raise SlowReaderError from None
-
-    return patient
+    """The name in a Host header, without the port; nothing where there is more than both."""
+    found = _HOST.fullmatch(told)
+    return found[1] or found[2] if found else ""
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:

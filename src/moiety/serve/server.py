@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,7 +22,7 @@ from moiety.serve.api import public_app
 from moiety.serve.door import LOOPBACK
 from moiety.serve.house import STOPPING, House
 from moiety.serve.jobs import Engine
-from moiety.serve.lines import Line
+from moiety.serve.lines import Line, allow_files, once_a_minute
 from moiety.serve.policy import new_key
 from moiety.serve.refusals import RefusalError
 from moiety.serve.served import Served
@@ -30,6 +32,14 @@ ADMIN_HOST = "127.0.0.1"
 GRACE_SECONDS = 10
 """Requests that run when a server is stopped have so long to end."""
 
+TELL_SECONDS = 2
+"""Then those that are left are told why, and then cut."""
+
+CUT_SECONDS = 1
+HURRY_SECONDS = 5
+"""A second signal ends the process within this, whatever it waits for: a load, a lock, a device."""
+
+INTERRUPTED = 130
 STOP_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 30
 HEADERS_MAX_BYTES = 32 * 2**10
@@ -89,6 +99,7 @@ class Server:
         if plan.receipt_key is not None:
             _check_receipts(plan.receipt_key, plan.admin_port)
         self._plan, self._load, self._say = plan, load, say
+        self._stopped = self._hurried = self._interrupted = False
         name = Path(plan.release).absolute().name if plan.name is None else plan.name
         served = Served(plan.release, name)
         self._books = Books(plan.usage or default_url(plan.release))
@@ -123,16 +134,46 @@ class Server:
         Raises:
             StateError: a port is taken.
             MoietyError: the engine cannot be loaded.
+            KeyboardInterrupt: a second signal; usage is written.
         """
+        allow_files()
+        with self._signals():
+            try:
+                asyncio.run(self.serve())
+            finally:
+                self._books.close()
+        if self._interrupted:
+            raise KeyboardInterrupt("stopped at once; usage is written")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Hears signals, also when the event loop does not run: while it is closed, for one."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        hears = {
+            signal.SIGINT: self._signalled,
+            signal.SIGTERM: self._signalled,
+            signal.SIGALRM: _leave,
+        }
+        before = {number: signal.signal(number, hear) for number, hear in hears.items()}
         try:
-            asyncio.run(self.serve())
+            yield
         finally:
-            self._books.close()
+            signal.alarm(0)
+            for number, old in before.items():
+                signal.signal(number, old)
+
+    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop()
+        if self._hurried and not self._interrupted:
+            self._interrupted = True
+            signal.alarm(HURRY_SECONDS)
 
     def stop(self) -> None:
         """Stops serving; a second time at once. From any thread."""
-        for listener in self._listeners:
-            listener.force_exit = listener.should_exit
+        self._hurried = self._stopped
+        self._stopped = True
         self._stop_listening()
 
     def _stop_listening(self) -> None:
@@ -140,15 +181,35 @@ class Server:
         for listener in self._listeners:
             listener.should_exit = True
 
-    async def _end_the_rest(self) -> None:
-        """Shortly before connections are cut, whoever still waits is told why."""
-        await asyncio.sleep(GRACE_SECONDS * 0.8)
+    async def _part(self) -> None:
+        """Lets requests end; after a while, or when somebody hurries, tells them; then cuts."""
+        await self._gone(GRACE_SECONDS, patient=True)
         for run in list(self._house.runs.now):
             run.end(RefusalError(503, STOPPING, code="stopping"))
+        await self._gone(TELL_SECONDS)
+        for listener in self._listeners:
+            for task in listener.server_state.tasks:
+                task.cancel()
+        await self._gone(CUT_SECONDS)
+        for listener in self._listeners:
+            for line in list(listener.server_state.connections):
+                line.transport.abort()
+            listener.force_exit = True
+
+    async def _gone(self, seconds: float, *, patient: bool = False) -> None:
+        """Returns when no request and no connection is left, or after so long."""
+        states = [listener.server_state for listener in self._listeners]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(state.connections or state.tasks for state in states):
+                    if patient and self._hurried:
+                        return
+                    await asyncio.sleep(STOP_SECONDS)
 
     async def serve(self) -> None:
         """What ``run`` runs."""
-        self._catch_signals()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(once_a_minute(self._say))
         loading = asyncio.ensure_future(self._open())
         watching = asyncio.ensure_future(self._house.watch(self._say))
         listening = [asyncio.ensure_future(_listen(one)) for one in self._listeners]
@@ -156,9 +217,8 @@ class Server:
             await self._until_stopped([loading, *listening])
         finally:
             self._stop_listening()
-            ending = asyncio.ensure_future(self._end_the_rest())
+            await self._part()
             await asyncio.wait([loading, *listening])
-            ending.cancel()
             watching.cancel()
             await self._house.runs.drain()
             if self._house.engine is not None:
@@ -195,12 +255,9 @@ class Server:
         """The admin port, also where the system chose it."""
         return _port(self._listeners[1], self._plan.admin_port or 0)
 
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop)
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
 
 
 def _check_receipts(key: Path, admin_port: int | None) -> None:
@@ -227,7 +284,7 @@ def _listener(app: ASGIApp, host: str, port: int) -> _Listener:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        log_level="error",
         h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
     )
     return _Listener(config)
