@@ -6,7 +6,7 @@ import ast
 import re
 
 from tests.docs.pages import DOCS, read, rows
-from tests.house.source import dotted, python_files, tree
+from tests.house.source import PACKAGE, dotted, python_files, tree
 
 from moiety.serve.policy import Key
 from moiety.serve.requests import ChatRequest, CompletionRequest, Extension
@@ -83,6 +83,17 @@ def test_the_policy_in_the_guide_holds(tmp_path):
     policy = read_policy(tmp_path / "policy.toml")
     assert policy.admin_hash == hash_key("0")
     assert policy.find("1").experts == ("hospital",)
+
+
+def test_every_line_of_the_journal_is_told():
+    section = OPERATOR.split("\n## What it logs\n")[1].split("\n## ")[0]
+    lines = [
+        node.args[0].value.partition(":")[0].removeprefix("%s")
+        for node in ast.walk(tree(PACKAGE / "serve/journal.py"))
+        if isinstance(node, ast.Call) and dotted(node.func) in ("LOG.info", "LOG.warning")
+    ]
+    assert len(lines) == 6
+    assert [line for line in lines if f"{line}:" not in section] == []
 
 
 def test_the_guide_of_vllm_tells_every_size():

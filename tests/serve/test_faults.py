@@ -200,6 +200,21 @@ def test_a_server_that_loads_says_so(release, tmp_path):
         assert live.post(json=BODY).status_code == 200
 
 
+def test_a_server_that_is_stopped_while_it_loads_is_never_ready(release, tmp_path):
+    go = threading.Event()
+
+    def load():
+        go.wait(30)
+        return ToldEngine(SLOTS, endless)
+
+    with serving(plan_of(release, tmp_path), load, wait=False) as live:
+        assert live.get("/health").status_code == 503
+        live.server.stop()
+        assert settled(lambda: not live.server._listeners[0].servers[0].is_serving())
+        go.set()
+    assert live.said == []
+
+
 def test_an_engine_that_has_died_is_a_503_and_no_longer_ready(release, tmp_path):
     with serving(plan_of(release, tmp_path), lambda: load_engine(release)) as live:
         live.house.engine.close()

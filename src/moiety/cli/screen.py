@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,6 +99,16 @@ def _passing_bar(*columns: ProgressColumn) -> Progress:
     """A bar that leaves nothing behind, and in a file or a pipe never was."""
     console = err()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show_log(name: str) -> None:
+    """Shows what ``name`` logs, and what libraries warn of, on stderr, with the time in UTC."""
+    handler, form = logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s"
+    lines = logging.Formatter(form, "%Y-%m-%dT%H:%M:%SZ")
+    lines.converter = time.gmtime
+    handler.setFormatter(lines)
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger(name).setLevel(logging.INFO)
 
 
 def quiet_libraries() -> None:

@@ -92,6 +92,7 @@ def serve(
     with _extra():
         from moiety.serve import ServePlan, Server
 
+    screen.show_log("moiety.serve")
     load = _loader(engine, release, device, vllm_python, vllm_args)
     plan = ServePlan(
         release=release,

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from moiety.bundle import orders, papers
 from moiety.errors import ConfigError, FormatError, TrustError
 from moiety.files import parse_json
-from moiety.serve import metrics
+from moiety.serve import journal, metrics
 from moiety.serve.api import answers, bare_app
 from moiety.serve.door import Door, read_bytes
 from moiety.serve.house import House
@@ -36,7 +36,7 @@ def admin_app(house: House) -> ASGIApp:
             try:
                 return json_response(await house.withdraw(order))
             except TrustError as error:
-                raise RefusalError(403, _why_refused(error), code="order_refused") from None
+                raise _refused(403, _why_refused(error), code="order_refused") from None
 
     @app.post("/admin/reload", responses=answers())
     async def reload() -> Response:
@@ -44,8 +44,10 @@ def admin_app(house: House) -> ASGIApp:
         try:
             remarks = house.reload()
         except ConfigError as error:
+            journal.policy_refused(str(error))
             raise bad_request(f"the old policy stays: {error}", code="bad_policy") from None
         keys = [] if house.policy is None else sorted(house.policy.keys)
+        journal.policy_read(len(keys), len(remarks))
         return json_response({"keys": keys, "remarks": remarks})
 
     @app.get("/admin/roster", responses=answers())
@@ -71,7 +73,12 @@ def _check_json(data: bytes) -> None:
         parse_json(data, "the body")
     except FormatError as error:
         told = f"the body is {papers.harmless(error.message[:200])}: send an owner's order.json"
-        raise RefusalError(400, told, code="not_json") from None
+        raise _refused(400, told, code="not_json") from None
+
+
+def _refused(status: int, told: str, *, code: str) -> RefusalError:
+    journal.order_refused(told)
+    return RefusalError(status, told, code=code)
 
 
 def _why_refused(error: TrustError) -> str:

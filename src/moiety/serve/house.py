@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moiety.errors import MoietyError, StateError
+from moiety.serve import journal
 from moiety.serve.jobs import Engine, Load
 from moiety.serve.limits import Limits
 from moiety.serve.metrics import Metrics
@@ -75,6 +76,7 @@ class House:
         self.policy: Policy | None = None if policy is None else read_policy(policy)
         self._local = local_rights(purpose)
         self._admin_hash = admin_hash
+        self._wrong_keys = journal.Tally("wrong keys"), journal.Tally("wrong admin keys")
         self._changing = asyncio.Lock()
         self._workers = ThreadPoolExecutor(WORKERS, "moiety-request")
         self._seen: tuple[int, ...] | None = None
@@ -124,14 +126,14 @@ class House:
         return await asyncio.get_running_loop().run_in_executor(self._workers, what)
 
     def find(self, path: str, key: str | None) -> Rights | None:
-        """Who asks. What is counted is about everybody, so it is for whoever administers."""
+        """Who asks. What is counted is about everybody, so it is for whoever administers.
+
+        Raises:
+            RefusalError: 401 for the admin's key where an app's is needed, and the other way.
+        """
         if self.policy is None:
             return self._local
-        if key is None:
-            return None
-        if path == "/metrics":
-            return ADMIN if is_key(key, self.policy.admin_hash) else None
-        return self.policy.find(key)
+        return self._who(key, admin=path == "/metrics")
 
     def rights(self, key_hash: str | None) -> Rights:
         """What a key that was let in may have at this moment, by its hash.
@@ -145,9 +147,21 @@ class House:
         return rights
 
     def find_admin(self, _path: str, key: str | None) -> Rights | None:
-        """Who administers."""
+        """Who administers. Raises ``RefusalError`` (401) for an app's key."""
+        return self._who(key, admin=True)
+
+    def _who(self, key: str | None, *, admin: bool) -> Rights | None:
+        if key is None:
+            return None
         kept = self._admin_hash if self.policy is None else self.policy.admin_hash
-        return ADMIN if key is not None and is_key(key, kept) else None
+        app = None if self.policy is None else self.policy.find(key)
+        found = ADMIN if is_key(key, kept) else app
+        if found is not None and (found is ADMIN) == admin:
+            return found
+        self._wrong_keys[admin].add()
+        if found is not None:
+            raise _other_key(admin=admin)
+        return None
 
     def reload(self) -> list[str]:
         """Reads the policy anew; ends what it no longer allows. Returns what deserves a look.
@@ -197,19 +211,26 @@ class House:
             RefusalError: the folder could not follow; the expert is out of this server even so.
         """
         async with self._changing:
-            name = self.served.accept(order)
-            await self._take_out([name])
+            before, ordered = self.served.digest, self.served.accept(order)
+            name = ordered.order.owner
             told: dict[str, Any] = {"withdrawn": name, "on_disk": False}
-            if not self.served.in_folder(name):
-                told |= {"on_disk": True, "note": f"{name} had left the folder already"}
-            elif self.receipt_key is not None:
-                told |= await self._follow_on_disk(name, order, self.receipt_key)
-            else:
-                told["note"] = (
-                    f"only in this server: {self.served.folder} still holds {name}, and a restart "
-                    "would serve it again. Withdraw it there too, or start with --receipt-key"
-                )
+            try:
+                await self._take_out([name])
+                told |= await self._in_folder(name, order)
+            finally:
+                journal.withdrawn(ordered, before, self.served.digest, told)
             return {**told, "roster": self.served.digest}
+
+    async def _in_folder(self, name: str, order: Path) -> dict[str, Any]:
+        if not self.served.in_folder(name):
+            return {"on_disk": True, "note": f"{name} had left the folder already"}
+        if self.receipt_key is not None:
+            return await self._follow_on_disk(name, order, self.receipt_key)
+        note = (
+            f"only in this server: {self.served.folder} still holds {name}, and a restart "
+            "would serve it again. Withdraw it there too, or start with --receipt-key"
+        )
+        return {"note": note}
 
     async def _follow_on_disk(self, name: str, order: Path, key: Path) -> dict[str, Any]:
         place = self._receipt_place(name)
@@ -288,5 +309,16 @@ class House:
 
 
 def _no_longer_valid() -> RefusalError:
+    return _no_such_key("this key is no longer valid")
+
+
+def _other_key(*, admin: bool) -> RefusalError:
+    """What whoever holds a key hears, where it is the other kind that is needed."""
+    if admin:
+        return _no_such_key("this is an app's key: /metrics and the admin port need the admin's")
+    return _no_such_key("this is the admin's key: an app needs its own")
+
+
+def _no_such_key(told: str) -> RefusalError:
     headers = {"WWW-Authenticate": "Bearer"}
-    return RefusalError(401, "this key is no longer valid", code="invalid_api_key", headers=headers)
+    return RefusalError(401, told, code="invalid_api_key", headers=headers)

@@ -42,11 +42,14 @@ def _check_hash(text: str) -> str:
 
 
 def _check_id(text: str) -> str:
-    if text in NOT_KEYS:
-        raise ValueError(f"{text!r} is what metrics and usage call somebody else")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", text):
         raise ValueError("must be at most 63 lower-case letters, digits, '-' and '_', as in my-app")
     return text
+
+
+def _check_free(text: str) -> None:
+    if text in NOT_KEYS:
+        raise ValueError(f"{text!r} is what metrics and usage call somebody else")
 
 
 def _check_purpose(text: str) -> str:
@@ -93,11 +96,11 @@ class Rights(_Table):
 class Key(Rights):
     """A key in a policy: ``hash`` is that of the key itself, which nobody keeps."""
 
-    id: KeyName
     hash: KeyHash
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
+        _check_free(self.id)
         if self.bound is not None and self.experts != ():
             raise ValueError("bound and experts exclude each other")
         if ANY in self.purposes and len(self.purposes) > 1:
@@ -193,7 +196,7 @@ def is_key(secret: str, kept: str | None) -> bool:
 def check_id(text: str) -> None:
     """Raises ``ConfigError`` for what a policy would not take as a key's id."""
     try:
-        _check_id(text)
+        _check_free(_check_id(text))
     except ValueError as error:
         told = f"{papers.harmless(text[:80])}: {error}"
         raise ConfigError(told, where="ID", remedy="take another id, such as my-app") from None

@@ -16,6 +16,7 @@ from moiety.bundle import orders, papers
 from moiety.errors import PolicyError
 from moiety.files import canonical_json, digest_bytes
 from moiety.merge import open_release, withdrawal
+from moiety.serve import journal
 from moiety.serve.naming import ANCHOR, UnknownModelError, check_name, parse_model
 from moiety.serve.policy import ANY, Rights
 from moiety.serve.refusals import RefusalError, bad_request
@@ -284,8 +285,8 @@ class Served:
         if told:
             raise RefusalError(403, "; ".join(told), code=NOT_ALLOWED, param=param)
 
-    def accept(self, order: Path) -> str:
-        """Checks an owner's order against what is served; returns who leaves.
+    def accept(self, order: Path) -> orders.VerifiedOrder:
+        """Checks an owner's order against what is served.
 
         Raises:
             TrustError: not an order, not the owner's, or not for the bundle that is served.
@@ -295,7 +296,7 @@ class Served:
         if name not in self._experts:
             raise PolicyError(f"{name} is not in this release", where=self.folder)
         withdrawal.check_order(self._release, self._experts[name], verified)
-        return name
+        return verified
 
     def leave(self, names: Iterable[str]) -> None:
         """From now on these are used by nobody."""
@@ -320,6 +321,7 @@ class Served:
         Raises:
             TrustError: what lies there now does not hold, or is another anchor's.
         """
+        before, known = self.digest, set(self._gone)
         release = open_release(self.folder)
         if release.roster.anchor != self._release.roster.anchor:
             remedy = "start the server anew"
@@ -333,6 +335,8 @@ class Served:
         # Tables that were tuned, or another number of experts a token, are served until a restart.
         if (roster.strict, roster.top_k) == (loaded.strict, loaded.top_k):
             self._release = release
+        if self._gone > known:
+            journal.left(sorted(self._gone - known), before, self.digest)
         return gone
 
     def describe(self) -> list[dict[str, Any]]:

@@ -239,8 +239,10 @@ class Server:
         self._house.open(engine)
         while not all(listener.started for listener in self._listeners):
             if self._house.problem == STOPPING:
-                return
+                break
             await asyncio.sleep(STOP_SECONDS)
+        if self._house.problem == STOPPING:  # perhaps long before it was loaded
+            return
         where = f"http://{self._plan.host}:{self.port}"
         self._say(f"a page to try it on: {where}/")
         self._say(f"ready: {self._house.served.name} at {where}/v1")
