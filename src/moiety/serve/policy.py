@@ -76,7 +76,7 @@ class Rights(_Table):
     do not limit. ``hash`` is that of the key that was sent; None where none is asked for.
     """
 
-    id: str
+    id: KeyName
     hash: KeyHash | None = None
     experts: Experts | None = ()
     bound: Experts | None = None
