@@ -41,7 +41,7 @@ def order_refused(why: str) -> None:
 
 def policy_read(num_keys: int, num_remarks: int) -> None:
     """A new policy is in force."""
-    LOG.info("the policy was read anew: %d keys, %d remarks", num_keys, num_remarks)
+    LOG.info("the policy was read anew; keys: %d, remarks: %d", num_keys, num_remarks)
 
 
 def policy_refused(why: str) -> None:
@@ -53,14 +53,17 @@ class Tally:
     """What strangers can do as often as they like: told once a second at most, with a count."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._count = what, 0
+        self._what, self._count, self._told = what, 0, False
 
     def add(self) -> None:
         """It was done once more. Belongs to an event loop."""
         self._count += 1
-        if self._count == 1:
-            asyncio.get_running_loop().call_later(TALLY_SECONDS, self._tell)
+        if not self._told:
+            self._tell()
 
     def _tell(self) -> None:
-        LOG.warning("%s, in a second: %d", self._what, self._count)
-        self._count = 0
+        self._told = self._count > 0
+        if self._told:
+            LOG.warning("%s: %d", self._what, self._count)
+            self._count = 0
+            asyncio.get_running_loop().call_later(TALLY_SECONDS, self._tell)
