@@ -14,7 +14,7 @@ from tests.serve.engines import short
 from moiety.bundle import orders, signing
 from moiety.errors import TrustError
 from moiety.merge import open_release, withdrawal
-from moiety.serve import house
+from moiety.serve import house, load_engine
 
 BODY = {"model": "release", "prompt": "ba", "max_tokens": 2}
 
@@ -37,6 +37,17 @@ def without_cat(tiny_world, release, tmp_path):
         copy, "cat", tmp_path / "order.json", in_place=True, key=tmp_path / "coordinator.pem"
     )
     return copy
+
+
+def test_no_weight_but_those_of_the_roster_is_served(folder):
+    (shard,) = folder.glob("expert-cat*.safetensors")
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(TrustError, match="not the tensor in the roster"):
+        load_engine(folder)
 
 
 def health(live):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moiety.merge import load_release
+from moiety.merge import load_release, verify_release
 from moiety.serve.jobs import Engine
 from moiety.serve.sizes import read_sizes
 
 
 def load_engine(release: Path, *, device: str = "cpu") -> Engine:
-    """The engine of this package, ready for jobs.
+    """The engine of this package, ready for jobs. Every byte is compared with the roster first.
 
     Raises:
         TrustError: the release does not hold together.
@@ -18,6 +18,8 @@ def load_engine(release: Path, *, device: str = "cpu") -> Engine:
     """
     from moiety.serve.engine import LocalEngine
 
+    # Answers bear the roster's digest, which would be a lie about other weights.
+    verify_release(release)
     return LocalEngine(load_release(release, device=device))
 
 
