@@ -24,9 +24,10 @@ def test_a_crowd_gets_answers_or_429_and_leaves_nothing_behind(tmp_path):
     assert crowd["odd"] == []
     assert crowd["compared"] > 50
     assert {code.split()[1] for code in crowd["statuses"]} <= {"200", "429", "400", "401", "404"}
-    assert abs(crowd["after"]["files"] - crowd["before"]["files"]) <= 2
-    assert abs(memory["last"]["threads"] - memory["first"]["threads"]) <= 2
-    assert abs(memory["last"]["files"] - memory["first"]["files"]) <= 4
+    # Connections of before may still be closing at the first look, so there may be fewer later.
+    assert crowd["after"]["files"] <= crowd["before"]["files"] + 2
+    for name in ("threads", "files"):
+        assert memory["last"][name] <= memory["first"][name] + 4
     for name in ("alone", "beside 8 long", "beside a tenant with 100"):
         assert latency[name]["answers"] == 10
         assert latency[name]["refused"] == 0, "who waits for one request is never shut out"
