@@ -192,7 +192,8 @@ def _begun(
     )
     echoes = []
     if isinstance(asked, CompletionRequest) and asked.echo and not _scores_prompt(asked):
-        echoes = [house.texts.decode(one.ids[1:]) for one in wanted]
+        texts = [house.texts.decode(one.ids[1:]) for one in prompts]
+        echoes = [text for text in texts for _ in range(asked.n)]
     return Begun(run, form, echoes)
 
 
