@@ -171,9 +171,10 @@ def test_the_command_writes_lines_with_a_time(release_with_terms, tmp_path):
     (tmp_path / "policy.toml").write_text(text)
     words = ["serve", release_with_terms, "--policy", tmp_path / "policy.toml", "--port", "0"]
     words += ["--usage", f"sqlite:///{tmp_path}/u.sqlite"]
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "moiety", *map(str, words)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    )
+    try:
         while not (line := process.stderr.readline()).startswith("ready"):
             assert line, "it has ended"
         headers = {"Authorization": f"Bearer {secrets['admin']}"}
@@ -183,4 +184,8 @@ def test_the_command_writes_lines_with_a_time(release_with_terms, tmp_path):
         assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}Z WARNING wrong keys: 1\n", line)
         process.send_signal(signal.SIGTERM)
         assert process.stderr.read() == "stopped; usage is written\n"
-    assert process.returncode == 0
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
