@@ -181,10 +181,11 @@ def once_a_minute(say: Callable[[str], None]) -> Callable[[asyncio.AbstractEvent
 
     def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal told
-        if "accept" not in context["message"] or not isinstance(context["exception"], OSError):
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and "accept" in context["message"]):
             loop.default_exception_handler(context)
         elif loop.time() - told >= COMPLAIN_SECONDS:
             told = loop.time()
-            say(f"connections cannot be taken: {context['exception'].strerror}")
+            say(f"connections cannot be taken: {error.strerror}")
 
     return hear
