@@ -108,7 +108,8 @@ def build_mixture(
 
 def load_routing(evidence: Path, top_k: int, *, device: str = "cpu") -> Routing:
     """How a release routes: its tables of evidence, and no expert."""
-    table_SV = read_tensors(evidence)[EVIDENCE_TABLE].float().to(device)
+    # A copy, not the file mapped: a server zeroes the row of who has left, and means it.
+    table_SV = read_tensors(evidence)[EVIDENCE_TABLE].to(device, torch.float32, copy=True)
     return Routing(top_k=top_k, slots=tuple(range(len(table_SV))), table_SV=table_SV)
 
 

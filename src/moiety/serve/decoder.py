@@ -20,7 +20,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
 from moiety.errors import ConfigError, StateError
 from moiety.model import Mixture
-from moiety.serve.packed import FeedForward, LowRankFeedForward, Packed
+from moiety.serve.packed import FeedForward, LowRankFeedForward, Packed, own
 from moiety.serve.places import Attention
 
 Expert = FeedForward | LowRankFeedForward
@@ -47,7 +47,7 @@ class Shares:
 class Decoder:
     """A mixture's weights, moved here: the mixture is of no use afterwards.
 
-    One copy stays in memory, and a removed expert's is really gone.
+    One copy stays in memory, our own, and a removed expert's is really gone.
 
     Raises:
         ConfigError: positions that are not the same in a long text and in a short one.
@@ -62,7 +62,7 @@ class Decoder:
                 "of many lengths share a step here",
                 remedy="serve a plain checkpoint with another server: moiety export --help",
             )
-        self._embedding_VD = backbone.model.embed_tokens.weight.detach()
+        self._embedding_VD = own(backbone.model.embed_tokens.weight)
         self._head = Packed(backbone.lm_head.weight)
         self._norm = _Norm(backbone.model.norm)
         places = torch.arange(positions, device=backbone.device)[None]
@@ -90,9 +90,11 @@ class Decoder:
         return self._head(hidden_ND).float()
 
     def remove(self, slot: int) -> None:
-        """Lets an expert's weights go; a pass that still wanted it would raise ``StateError``."""
+        """Clears an expert's weights; a pass that still wanted it would raise ``StateError``."""
         for block in self._blocks:
-            block.experts[slot] = None
+            expert, block.experts[slot] = block.experts[slot], None
+            if expert is not None:
+                expert.clear()
 
 
 def shares_of(weights_NS: Tensor) -> Shares:
@@ -162,7 +164,7 @@ class _Block:
 
 class _Norm:
     def __init__(self, norm: Any) -> None:
-        self._weight, self._epsilon = norm.weight.detach(), norm.variance_epsilon
+        self._weight, self._epsilon = own(norm.weight), norm.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, self._weight.shape, self._weight, self._epsilon)

@@ -9,6 +9,7 @@ float32 (docs/log.md); anything but float32 on a processor is left to torch.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -19,19 +20,30 @@ USUAL_ROWS = 16
 """What a matrix is packed for; other numbers of rows work, and are hardly slower."""
 
 
+def own(weight: Tensor) -> Tensor:
+    """A weight in memory of our own; on a processor it may be a release's file, mapped.
+
+    Whoever writes into the folder must not change what a running server answers, and a mapped file
+    that becomes shorter ends the process.
+    """
+    weight = weight.detach()
+    return weight.clone() if weight.device.type == "cpu" else weight
+
+
 class Packed:
     """A matrix; called with rows ``[N, I]`` it gives ``[N, O]``."""
 
     def __init__(self, weight_OI: Tensor) -> None:
-        weight_OI = weight_OI.detach()
         self._packs = (
             weight_OI.device.type == "cpu"
             and weight_OI.dtype == torch.float32
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
         if self._packs:
-            weight_OI = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), USUAL_ROWS)
-        self._weight_OI = weight_OI
+            plain_OI = weight_OI.detach().contiguous()
+            self._weight_OI = torch.ops.mkldnn._reorder_linear_weight(plain_OI, USUAL_ROWS)
+        else:
+            self._weight_OI = own(weight_OI)
 
     def __call__(self, rows_NI: Tensor) -> Tensor:
         """The product."""
@@ -41,6 +53,15 @@ class Packed:
             rows_NI, self._weight_OI, None, "none", [], ""
         )
         return product_NO
+
+    def clear(self) -> None:
+        """Zeroes it: memory that is let go keeps what was in it."""
+        if self._packs:
+            # Not zero_: it leaves a packed matrix as it was, without a word.
+            weight, packed = self._weight_OI, torch.ops.mkldnn
+            ctypes.memset(packed.data_ptr(weight), 0, packed._nbytes(weight))
+        else:
+            self._weight_OI.zero_()
 
 
 class FeedForward:
@@ -54,6 +75,11 @@ class FeedForward:
         """The block's output, ``[N, D]``."""
         return self.down(_gated(*self.gate_up(hidden_ND).chunk(2, dim=1)))
 
+    def clear(self) -> None:
+        """Zeroes its matrices."""
+        self.gate_up.clear()
+        self.down.clear()
+
 
 class LowRankFeedForward:
     """The anchor's block with a low-rank delta in each of its matrices."""
@@ -61,6 +87,8 @@ class LowRankFeedForward:
     def __init__(self, anchor: FeedForward, block: Any) -> None:
         self._anchor = anchor
         self._gate, self._up, self._down = block.gate_proj, block.up_proj, block.down_proj
+        for weight in block.parameters():
+            weight.data = own(weight)
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """The block's output, ``[N, D]``."""
@@ -69,6 +97,12 @@ class LowRankFeedForward:
         inner_NH = _gated(gate_NH, up_NH + self._up(hidden_ND))
         delta_ND: Tensor = self._down(inner_NH)
         return self._anchor.down(inner_NH) + delta_ND
+
+    def clear(self) -> None:
+        """Zeroes its own matrices, and not the anchor's."""
+        for delta in (self._gate, self._up, self._down):
+            for weight in delta.parameters():
+                weight.data.zero_()
 
 
 def _gated(gate_NH: Tensor, up_NH: Tensor) -> Tensor:

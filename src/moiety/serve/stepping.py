@@ -76,6 +76,7 @@ class Stepper:
         for row in self.board.leaving(wanted):
             row.answer.give([ending])
 
+    @torch.inference_mode()
     def remove(self, slots: Collection[int], ending: Ending) -> None:
         """Forgets experts: weights, tables, keys and values made with them, and who uses them."""
         self.leaving(lambda row: not set(slots).isdisjoint(row.job.slots), ending)
