@@ -248,7 +248,7 @@ def test_an_engine_that_cannot_go_on_says_so_to_everybody(tiny_world, prompts, c
     found = answers(running, [ask(prompts[0])] * 2)
     assert [ending.reason for _, ending in found] == ["failed", "failed"]
     assert "the engine has died" in caplog.text
-    with pytest.raises(StateError, match="closed"):
+    with pytest.raises(StateError, match="died"):
         running.submit(ask(prompts[0]))
     running.remove([1])
     running.close()

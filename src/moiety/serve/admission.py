@@ -13,7 +13,11 @@ WITHDRAWN = Ending("withdrawn", "an expert that this request uses was withdrawn"
 CANCELLED = Ending("cancelled")
 CLOSED = Ending("failed", "the server is closing")
 FAILED = Ending("failed", "the model could not go on with this text")
+DIED = Ending(
+    "failed", "the engine has died, and the server must be started anew; its log says why"
+)
 ENDED = "the engine is closed"
+FAILING = "the model fails at every text, and is tried again; the server's log says why"
 
 
 @dataclass(frozen=True)

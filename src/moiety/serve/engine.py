@@ -20,8 +20,10 @@ from moiety.model import Mixture
 from moiety.serve.admission import (
     CANCELLED,
     CLOSED,
+    DIED,
     ENDED,
     FAILED,
+    FAILING,
     WITHDRAWN,
     Limits,
     check_job,
@@ -34,6 +36,13 @@ from moiety.serve.stepping import Stepper
 from moiety.serve.waiting import WaitingRoom
 
 LOG = logging.getLogger(__name__)
+
+FAILURES = 3
+"""Steps in a row of which nobody got anything: one text may be too much, but not each."""
+
+TRY_SECONDS = 5.0
+TRY = Job((0,), (0,), "", 1, 0.0, 1.0, None, frozenset(), 0)
+"""A token of the anchor's, to see whether the model works again."""
 
 
 @dataclass(eq=False)
@@ -64,14 +73,17 @@ class LocalEngine:
         self._cancelled: set[Answer] = set()
         self._removals: list[_Removal] = []
         self._gone: frozenset[int] = frozenset()
-        self._closed = False
+        self._closed = self._died = False
+        self._tried = -TRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="moiety-engine", daemon=True)
         self._thread.start()
 
     @property
     def problem(self) -> str | None:
         """Why no job can be taken; None when jobs are."""
-        return ENDED if self._closed else None
+        if self._closed:
+            return DIED.words if self._died else ENDED
+        return FAILING if self._stepper.failures >= FAILURES else None
 
     def submit(self, job: Job) -> Answer:
         """Takes a job. Raises before any work.
@@ -79,13 +91,13 @@ class LocalEngine:
         Raises:
             Overloaded: as many wait as may.
             ConfigError: too long, an unknown or a removed slot, a setting out of its range.
-            StateError: the engine is closed.
+            StateError: the engine is closed, or has a problem.
         """
         check_job(job, self.names, self._vocabulary, self.max_context)
         answer = Answer(self._cancel)
         with self._change:
-            if self._closed:
-                raise StateError(ENDED)
+            if self.problem is not None:
+                raise StateError(self.problem)
             check_present(job, self._gone, self.names)
             running = len(self._stepper.board.rows)
             self._waiting.let_in(job, answer, running=running, places=self._limits.places)
@@ -133,21 +145,23 @@ class LocalEngine:
                 self._change.notify()
 
     def _run(self) -> None:
+        ending = CLOSED
         try:
             with torch.inference_mode():
                 while self._take_up():
                     self._step()
         except Exception:
             LOG.exception("the engine has died")
+            ending = DIED
         finally:
             # Whatever state the rest is in: no reader is left waiting.
             with self._change:
-                self._closed = True
+                self._closed, self._died = True, ending is DIED
                 rows, waiting = self._stepper.board.rows, self._waiting.take(lambda *_: True)
                 left = [row.answer for row in rows] + [answer for _, answer in waiting]
                 rows.clear()
             for answer in left:
-                answer.give([CLOSED])
+                answer.give([ending])
 
     def _step(self) -> None:
         ended = self._stepper.step()
@@ -158,11 +172,11 @@ class LocalEngine:
 
     def _take_up(self) -> bool:
         """Waits for work and takes up what was asked; false when the engine is to end."""
-        board = self._stepper.board
+        board, due = self._stepper.board, False
         with self._change:
-            while not (self._closed or self._waiting or board.rows or self._removals):
+            while not (due or self._closed or self._waiting or board.rows or self._removals):
                 self._cancelled.clear()
-                self._change.wait()
+                due = not self._change.wait(self._pause())
             if self._closed:
                 return False
             cancelled, self._cancelled = self._cancelled, set()
@@ -173,8 +187,17 @@ class LocalEngine:
         if cancelled:
             self._stepper.leaving(lambda row: row.answer in cancelled, CANCELLED)
         self._carry_out(removals)
+        if due:
+            self._tried = time.monotonic()
+            self._enter(TRY, Answer(self._cancel))
         self._admit()
         return True
+
+    def _pause(self) -> float | None:
+        """Seconds until a model that fails is tried again; None where it works."""
+        if self._stepper.failures < FAILURES:
+            return None
+        return max(0.0, self._tried + TRY_SECONDS - time.monotonic())
 
     def _admit(self) -> None:
         while len(self._stepper.board.rows) < self._limits.places:
@@ -183,12 +206,15 @@ class LocalEngine:
                 entry = self._waiting.next(running)
             if entry is None:
                 return
-            job, answer = entry
-            try:
-                self._stepper.enter(job, answer)
-            except Exception:
-                LOG.exception("a request could not be begun")
-                answer.give([FAILED])
+            self._enter(*entry)
+
+    def _enter(self, job: Job, answer: Answer) -> None:
+        try:
+            self._stepper.enter(job, answer)
+        except Exception:
+            LOG.exception("a request could not be begun")
+            self._stepper.failures += 1
+            answer.give([FAILED])
 
     def _drop_waiting(self, cancelled: set[Answer]) -> list[tuple[Answer, Ending]]:
         """Takes out of the queue who has hung up, or names a removed expert."""

@@ -41,7 +41,10 @@ class Question:
 
 
 class Stepper:
-    """The model, the requests at their places, and the cache of beginnings."""
+    """The model, the requests at their places, and the cache of beginnings.
+
+    ``failures`` are the latest steps in a row of which nobody got anything.
+    """
 
     def __init__(
         self, mixture: Mixture, *, places: int, positions: int, step_tokens: int, cache_bytes: int
@@ -55,6 +58,7 @@ class Stepper:
         self._prefixes = PrefixCache(cache_bytes // (BLOCK * self._places.position_bytes))
         self.board = Board(self._places)
         self.made = 0
+        self.failures = 0
 
     @property
     def cached(self) -> int:
@@ -95,10 +99,11 @@ class Stepper:
         except Exception:
             LOG.exception("a step of %d requests failed", len(feeds))
             outputs = {feed.row: [FAILED] for feed in feeds}
+        if outputs:
+            lost = all(items == [FAILED] for items in outputs.values())
+            self.failures = self.failures + 1 if lost else 0
         ended = [row for row, items in outputs.items() if isinstance(items[-1], Ending)]
         for row in ended:
-            if outputs[row][-1] is not FAILED:
-                self._keep(row)
             self.board.leave(row)
         for row, items in outputs.items():
             row.answer.give(items)
@@ -124,6 +129,9 @@ class Stepper:
                 self.board.decodes(row)
                 if not row.job.max_tokens:
                     outputs.setdefault(row, []).append(Ending("length"))
+        for row, items in outputs.items():
+            if isinstance(items[-1], Ending) and items[-1] is not FAILED:
+                self._keep(row)
         return outputs
 
     def _weights(self, decoding: list[Feed], reading: list[Feed]) -> Tensor:
