@@ -120,5 +120,6 @@ def test_a_removal_under_load_changes_nothing_for_the_others(tiny_world, oracle,
             assert text(oracle, one) == words
         else:
             withdrawn += 1
-            assert oracle.tokenizer.decode(tokens(one), skip_special_tokens=True) in words
+            made = oracle.tokenizer.decode(tokens(one), skip_special_tokens=True)
+            assert words.startswith(made.rstrip("\ufffd")), "but for a character cut in two"
     assert withdrawn

@@ -35,7 +35,10 @@ class ToldStream:
         for item in self._items:
             time.sleep(self._wait)
             told = Ending("cancelled") if self.cancelled.is_set() else item
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, told)
+            try:
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, told)
+            except RuntimeError:  # the server has ended meanwhile
+                return
             if isinstance(told, Ending):
                 return
 
