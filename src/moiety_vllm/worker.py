@@ -131,10 +131,11 @@ def _check_shape(model: Path) -> None:
         ValueError: heads or a width that it does not compute with.
     """
     from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     if not current_platform.is_cpu():
         return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
     config = json.loads((model / "config.json").read_text("utf-8"))
     width, heads = config["hidden_size"], config["num_attention_heads"]
     sizes = CPUAttentionBackend.get_supported_head_sizes()

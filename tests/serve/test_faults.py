@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
@@ -117,16 +118,23 @@ def test_who_hangs_up_frees_the_place(release, tmp_path):
         assert 'moiety_requests_total{expert="amy",key="local"} 2.0' in text, "it was used"
 
 
+@contextlib.contextmanager
+def at_work(live):
+    """A long answer comes slowly from the real engine, until the block ends."""
+    step = live.house.engine._stepper.step
+    live.house.engine._stepper.step = lambda: time.sleep(0.1) or step()
+    ask = BODY | {"max_tokens": 100, "stream": True}
+    with live.http.stream("POST", live.url + "/v1/completions", json=ask) as answer:
+        coming = answer.iter_raw()  # kept: without its reader the client hangs up
+        next(coming)
+        yield
+
+
 def test_a_place_in_the_real_engine_is_free_again(release, tmp_path, caplog):
     limits = Limits(places=1, waiting=0)
     plan = plan_of(release, tmp_path)
     with serving(plan, lambda: LocalEngine(load_release(release), limits)) as live:
-        step = live.house.engine._stepper.step
-        live.house.engine._stepper.step = lambda: time.sleep(0.1) or step()
-        ask = BODY | {"max_tokens": 100, "stream": True}
-        with live.http.stream("POST", live.url + "/v1/completions", json=ask) as answer:
-            coming = answer.iter_raw()  # kept: without its reader the client hangs up
-            next(coming)
+        with at_work(live):
             refused = live.post(json=BODY)
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
@@ -141,12 +149,7 @@ def test_many_choices_are_taken_whole_or_not_at_all(release, tmp_path):
     limits = Limits(places=1, waiting=2)
     plan = plan_of(release, tmp_path)
     with serving(plan, lambda: LocalEngine(load_release(release), limits)) as live:
-        step = live.house.engine._stepper.step
-        live.house.engine._stepper.step = lambda: time.sleep(0.1) or step()
-        ask = BODY | {"max_tokens": 100, "stream": True}
-        with live.http.stream("POST", live.url + "/v1/completions", json=ask) as answer:
-            coming = answer.iter_raw()  # kept: without its reader the client hangs up
-            next(coming)
+        with at_work(live):
             assert live.post(json=BODY | {"n": 3}).status_code == 429
             assert settled(lambda: live.house.engine.load().waiting == 0)
             assert live.house.limits._running["local"] == 1

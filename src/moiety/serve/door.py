@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moiety.serve.policy import Rights
-from moiety.serve.refusals import RefusalError
+from moiety.serve.refusals import RefusalError, no_key
 
 BODY_MAX_BYTES = 4 * 2**20
 """The longest context that we know of, as text, is a quarter of it."""
@@ -95,13 +95,7 @@ class Door:
             return None
         rights = self._find(scope["path"], _bearer(headers))
         if rights is None:
-            # Made anew each time: one that is raised again keeps the frames of every time before.
-            raise RefusalError(
-                401,
-                "no such key: send 'Authorization: Bearer KEY'",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise no_key("no such key: send 'Authorization: Bearer KEY'")
         return rights
 
 

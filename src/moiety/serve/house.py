@@ -25,7 +25,7 @@ from moiety.serve.policy import (
     read_policy,
     unknown_experts,
 )
-from moiety.serve.refusals import RefusalError
+from moiety.serve.refusals import RefusalError, no_key
 from moiety.serve.running import Runs
 from moiety.serve.served import Served
 from moiety.serve.texts import Texts
@@ -309,16 +309,11 @@ class House:
 
 
 def _no_longer_valid() -> RefusalError:
-    return _no_such_key("this key is no longer valid")
+    return no_key("this key is no longer valid")
 
 
 def _other_key(*, admin: bool) -> RefusalError:
     """What whoever holds a key hears, where it is the other kind that is needed."""
     if admin:
-        return _no_such_key("this is an app's key: /metrics and the admin port need the admin's")
-    return _no_such_key("this is the admin's key: an app needs its own")
-
-
-def _no_such_key(told: str) -> RefusalError:
-    headers = {"WWW-Authenticate": "Bearer"}
-    return RefusalError(401, told, code="invalid_api_key", headers=headers)
+        return no_key("this is an app's key: /metrics and the admin port need the admin's")
+    return no_key("this is the admin's key: an app needs its own")

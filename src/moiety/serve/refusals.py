@@ -55,6 +55,12 @@ def bad_request(
     return RefusalError(400, message, code=code, param=param)
 
 
+def no_key(message: str) -> RefusalError:
+    """A 401. Made anew each time: one that is raised again keeps the frames of all times before."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    return RefusalError(401, message, code="invalid_api_key", headers=headers)
+
+
 def too_busy(message: str, retry_seconds: float, code: str) -> RefusalError:
     """A 429 that says when to come again, in whole seconds and at least one."""
     seconds = str(max(1, int(retry_seconds) + (retry_seconds % 1 > 0)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from moiety.serve.policy import new_key
 from moiety.serve.refusals import RefusalError
 from moiety.serve.served import Served
 from moiety.serve.usage import Books, default_url
+from moiety.stopping import handled
 
 ADMIN_HOST = "127.0.0.1"
 GRACE_SECONDS = 10
@@ -148,21 +148,15 @@ class Server:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Hears signals, also when the event loop does not run: while it is closed, for one."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        hears = {
-            signal.SIGINT: self._signalled,
-            signal.SIGTERM: self._signalled,
-            signal.SIGALRM: _leave,
-        }
-        before = {number: signal.signal(number, hear) for number, hear in hears.items()}
-        try:
-            yield
-        finally:
-            signal.alarm(0)
-            for number, old in before.items():
-                signal.signal(number, old)
+        with (
+            handled(self._signalled, signal.SIGINT, signal.SIGTERM),
+            handled(_leave, signal.SIGALRM),
+        ):
+            try:
+                yield
+            finally:
+                if self._interrupted:
+                    signal.alarm(0)
 
     def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         self.stop()
